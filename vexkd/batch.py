@@ -1,0 +1,107 @@
+"""What passes between data, models, distillation and evaluation.
+
+Letters: B samples, N cameras, H W image, P points, M boxes, C channels, Y X BEV rows and columns.
+Points, boxes and labels live in the LiDAR frame *after* augmentation; the matrices that undo the augmentation travel along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Sample:
+    """One keyframe as the dataset gives it, on the CPU.
+
+    token: nuScenes sample token.
+    points (P, 5) float32: x, y, z, intensity (0..255), time lag in seconds (0 for the keyframe), or None without LiDAR.
+    images (N, 3, H, W) float32, RGB, normalised; None without cameras.
+    intrinsics (N, 3, 3): image_from_camera of the original image; None without cameras.
+    camera_from_lidar (N, 4, 4): from the un-augmented LiDAR frame at the keyframe's time; None without cameras.
+    image_augment (N, 3, 3): augmented image from original image, homogeneous pixels; None without cameras.
+    lidar_augment (4, 4): augmented LiDAR frame from LiDAR frame.
+    global_from_lidar (4, 4) float64: un-augmented LiDAR frame to the map.
+    boxes (M, 9) float32 (see `vexkd.boxes`; velocity may be NaN), labels (M,) int64 index into `boxes.CLASSES`.
+    """
+
+    token: str
+    points: Tensor | None
+    images: Tensor | None
+    intrinsics: Tensor | None
+    camera_from_lidar: Tensor | None
+    image_augment: Tensor | None
+    lidar_augment: Tensor
+    global_from_lidar: Tensor
+    boxes: Tensor
+    labels: Tensor
+
+
+_STACKED = ("images", "intrinsics", "camera_from_lidar", "image_augment", "lidar_augment", "global_from_lidar")
+
+
+@dataclass
+class Batch:
+    """B samples; fields as in `Sample`, stacked (leading B) where shapes agree, lists of B where they don't."""
+
+    token: list[str]
+    points: list[Tensor] | None
+    images: Tensor | None  # B N 3 H W
+    intrinsics: Tensor | None  # B N 3 3
+    camera_from_lidar: Tensor | None  # B N 4 4
+    image_augment: Tensor | None  # B N 3 3
+    lidar_augment: Tensor  # B 4 4
+    global_from_lidar: Tensor  # B 4 4
+    boxes: list[Tensor]
+    labels: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(**{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples -> one batch; None where the samples hold None."""
+    columns: dict[str, Any] = {f.name: [getattr(s, f.name) for s in samples] for f in fields(Sample)}
+    for name, column in columns.items():
+        if column[0] is None:
+            columns[name] = None
+        elif name in _STACKED:
+            columns[name] = torch.stack(column)
+    return Batch(**columns)
+
+
+def _to(value: Any, device: torch.device | str) -> Any:
+    """Tensors, and lists of tensors, to the device; anything else unchanged."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, list):
+        return [_to(v, device) for v in value]
+    return value
+
+
+@dataclass
+class Output:
+    """What a `BEVModel` returns.
+
+    features: named BEV maps (B, C, Y, X): `lidar_bev`, `camera_bev` (where there is such a sensor), `low` (before the BEV
+    encoder), `high` (after it). predictions: the head's raw output, which only that head reads.
+    """
+
+    features: dict[str, Tensor] = field(default_factory=dict)
+    predictions: Any = None
+
+
+@dataclass
+class Detections:
+    """Decoded boxes of one sample in the LiDAR frame of the batch: boxes (K, 9), scores (K,), labels (K,)."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor

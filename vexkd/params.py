@@ -1,0 +1,484 @@
+"""Typed settings: `params.yaml` in, one fully merged `Run` per named row out.
+
+The merge lives here and nowhere else: the blocks of defaults, then the student's row, then the run's own row. A key that
+is unknown, a value of the wrong type or a name that does not exist is refused with its path and the nearest known one.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Len
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vexkd import provenance
+from vexkd.errors import InputError
+
+Pair = Annotated[list[float], Len(2, 2)]
+Triple = Annotated[list[float], Len(3, 3)]
+Six = Annotated[list[float], Len(6, 6)]
+Ten = Annotated[list[float], Len(10, 10)]
+Size = Annotated[list[int], Len(2, 2)]
+Kind = Literal["pretrained", "teachers", "students", "distilled"]
+KINDS: tuple[Kind, ...] = ("pretrained", "teachers", "students", "distilled")
+
+
+class Strict(BaseModel):
+    """A block of settings: unknown keys and silent conversions are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+
+class Data(Strict):
+    version: str = Field(description="nuScenes version, the name of the folder that holds the tables")
+    train_split: str = Field(description="split to learn from, one of nuScenes' names or of splits.json")
+    val_split: str = Field(description="split to score on")
+    sweeps: int = Field(ge=0, description="previous LiDAR sweeps stacked onto the keyframe")
+    balance: Literal["cbgs", "none"] = Field(description="class-balanced resampling of the training samples, or none")
+
+
+class Synthetic(Strict):
+    """The embedded data set, made at `root` by `vexkd synthesize` where params.yaml has this block."""
+
+    scenes: int = Field(ge=2)
+    samples: int = Field(ge=2, description="keyframes per scene")
+    seed: int
+    image_size: Size = Field(description="width and height of the rendered images in pixels")
+    beams: int = Field(ge=1)
+    azimuths: int = Field(ge=8)
+    sweeps_per_sample: int = Field(ge=1)
+
+
+class Bev(Strict):
+    range: Six = Field(description="x0, y0, z0, x1, y1, z1 in metres, LiDAR frame")
+    voxel: Triple = Field(description="voxel size x, y, z in metres")
+    cell: float = Field(gt=0, description="side of a cell of the BEV maps in metres")
+
+
+class BevAugment(Strict):
+    rotation: float = Field(ge=0, description="uniform in +-rotation radians")
+    scale: Pair
+    translation: float = Field(ge=0, description="standard deviation per axis in metres")
+    flip: float = Field(ge=0, le=1, description="probability per axis")
+
+
+class ImageAugment(Strict):
+    resize: Pair = Field(description="range of the resize factor in training")
+    test_resize: float
+    rotation: float = Field(ge=0, description="uniform in +-rotation degrees")
+    flip: float = Field(ge=0, le=1)
+
+
+class Paste(Strict):
+    counts: dict[str, int] = Field(description="objects per class after pasting; 0 or absent: none")
+    min_points: int
+    until_epoch: int = Field(description="first epoch without pasting")
+
+
+class Lidar(Strict):
+    max_points: int = Field(description="points averaged per voxel at most")
+    max_voxels_train: int
+    max_voxels_test: int
+    channels: Annotated[list[int], Len(2)] = Field(description="widths of the sparse stages; each after the first halves the grid")
+    blocks: int = Field(description="residual blocks per stage")
+    out_channels: int = Field(description="width after the last convolution over z")
+
+
+class Backbone(Strict):
+    kind: Literal["swin", "resnet"]
+    widths: list[int] = Field(description="channels per stage")
+    depths: list[int]
+    outputs: list[int] = Field(description="stages handed to the neck, counted from 0")
+    heads: list[int] = []
+    window: int = 7
+    drop_path: float = 0.0
+    layer: Literal["basic", "bottleneck"] = "bottleneck"
+    stem: int = 64
+
+
+class Camera(Strict):
+    image_size: Size = Field(description="height and width in pixels that the image network sees")
+    backbone: Backbone
+    neck_channels: int
+    channels: int = Field(description="context channels lifted to BEV")
+    depth: Triple = Field(description="first, last and step of the depth bins in metres")
+    step: float = Field(description="cell of the lifted map in metres, before the down-sampling to `bev.cell`")
+    z: Pair = Field(description="height range in metres that is lifted")
+    depth_channels: Annotated[list[int], Len(3, 3)] = Field(description="widths of the three convolutions over the depth image")
+
+
+class Mgfm(Strict):
+    channels: int
+    blocks: int
+    heads: int
+    points: int
+    ffn: int
+    dropout: float
+
+
+class ConvFuser(Strict):
+    channels: int
+
+
+class BevEncoder(Strict):
+    channels: list[int]
+    layers: list[int] = Field(description="convolutions after the strided one, per stage")
+    strides: list[int]
+    neck_channels: list[int]
+
+
+class Gaussian(Strict):
+    overlap: float
+    min_radius: int
+
+
+class CenterPoint(Strict):
+    tasks: list[list[str]]
+    shared_channels: int
+    branch_channels: int
+    gaussian: Gaussian
+    max_objects: int
+    box_weight: float
+    code_weights: Ten
+
+
+class TransFusion(Strict):
+    channels: int
+    proposals: int
+    layers: int
+    heads: int
+    ffn: int
+    dropout: float
+    peak_classes: list[str] = Field(description="small classes whose proposals need no local maximum")
+    gaussian: Gaussian
+    class_cost: float
+    box_cost: float
+    iou_cost: float
+    class_weight: float
+    heatmap_weight: float
+    box_weight: float
+    code_weights: Ten
+
+
+class Schedule(Strict):
+    kind: Literal["one-cycle", "warmup-cosine"]
+    peak: float = Field(description="highest learning rate over `lr` (one-cycle)")
+    rise: float = Field(description="share of the training in which lr rises and beta1 falls")
+    final: float = Field(description="last learning rate over `lr`")
+    warmup: int = Field(description="iterations of linear warm-up (warmup-cosine)")
+    warmup_from: float
+    beta1: Pair = Field(description="Adam's beta1 at both ends and at its lowest")
+
+
+class Train(Strict):
+    epochs: int = Field(ge=1)
+    batch: int = Field(ge=1, description="samples per optimiser step over all GPUs and accumulation steps")
+    lr: float = Field(gt=0)
+    backbone_lr: float = Field(gt=0, description="learning rate of the image backbone over `lr`")
+    weight_decay: float
+    clip: float = Field(gt=0, description="largest norm of the gradient")
+    precision: Literal["fp32", "bf16", "fp16"]
+    sync_bn: bool
+    schedule: Schedule
+
+
+class Distill(Strict):
+    levels: list[Literal["low", "high"]]
+    mask: Literal["none", "learned-query", "random-query"]
+    mask_blocks: int
+    mask_heads: int
+    mask_points: int
+    mask_ffn: int
+    mask_dropout: float
+    mask_bias: float = Field(description="start of the mask's last bias: sigmoid(2) = 0.88")
+    loss: Literal["attention"]
+    power: Literal[1, 2] = Field(description="p of the channel sum of |F|^p")
+    lambda_: float = Field(alias="lambda", description="weight of the distillation loss for the student, Eq. 8")
+    mu: float = Field(description="weight of the distillation loss for the masks, Eq. 5")
+    coupling: Literal["detached", "summed"] = Field(description="whether student and masks see only their own objective")
+    stop_mask_epoch: int | None = Field(description="first epoch without mask learning; null: never")
+    stop_mask_iteration: int | None
+
+
+class CenterPointInference(Strict):
+    top: int = Field(description="highest cells per task")
+    score: float
+    nms: Literal["rotated", "circle"]
+    threshold: float = Field(description="IoU of the rotated NMS")
+    radius: list[float] = Field(description="squared distance of the circle NMS per task")
+    pre: int
+    post: int
+
+
+class TransFusionInference(Strict):
+    score: float
+
+
+class Inference(Strict):
+    """Settings used only after training; they stand in a file of their own, so that changing one does not retrain."""
+
+    range: Six = Field(description="boxes with centres outside are dropped, metres")
+    max_boxes: int = Field(description="per sample, nuScenes allows 500")
+    centerpoint: CenterPointInference | None = None
+    transfusion: TransFusionInference | None = None
+    evaluation: str = Field(description="configuration of the nuScenes detection metric")
+
+
+class Run(Strict):
+    """One named row with every setting it uses, and none it does not."""
+
+    name: str
+    kind: Kind
+    task: Literal["detection"]
+    sensors: list[Literal["lidar", "camera"]]
+    head: Literal["centerpoint", "transfusion"]
+    fusion: Literal["mgfm", "conv"] | None = None
+    start: str | None = None
+    student: str | None = None
+    teacher: str | None = None
+    data: Data
+    bev: Bev
+    bev_augment: BevAugment
+    image_augment: ImageAugment | None = None
+    paste: Paste | None = None
+    lidar: Lidar | None = None
+    camera: Camera | None = None
+    mgfm: Mgfm | None = None
+    conv_fuser: ConvFuser | None = None
+    bev_encoder: BevEncoder
+    centerpoint: CenterPoint | None = None
+    transfusion: TransFusion | None = None
+    train: Train
+    distill: Distill | None = None
+    inference: Inference
+
+    def training(self) -> dict[str, Any]:
+        """What training depends on, as plain values: everything but `inference`."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"inference"}, exclude_none=True)
+
+    def after_training(self) -> dict[str, Any]:
+        """The `inference` settings as plain values."""
+        return self.inference.model_dump(mode="json", exclude_none=True)
+
+
+class Reported(Strict):
+    """A published value of a row, with its source; what is not known stays null."""
+
+    mAP: float | None = None
+    NDS: float | None = None
+    source: str
+
+
+class Params(Strict):
+    """The whole of params.yaml, checked: every row merged and every name resolved."""
+
+    path: str
+    root: str
+    seeds: list[int]
+    synthetic: Synthetic | None
+    runs: dict[str, Run]
+    tables: dict[str, list[str]]
+    reported: dict[str, Reported]
+    raw: dict[str, Any] = Field(repr=False)
+
+    def run(self, name: str) -> Run:
+        """The row of this name; an unknown one is refused with the nearest known name."""
+        if name not in self.runs:
+            raise InputError(f"{self.path}: there is no run named '{name}'{_nearest(name, self.runs)}.")
+        return self.runs[name]
+
+    def table(self, name: str) -> list[str]:
+        """The rows of this table; an unknown one is refused with the nearest known name."""
+        if name not in self.tables:
+            raise InputError(f"{self.path}: there is no table named '{name}'{_nearest(name, self.tables)}.")
+        return self.tables[name]
+
+
+_ROW_KEYS = {"task", "sensors", "head", "fusion", "start", "student", "teacher"}
+_BLOCKS = {name for name in Run.model_fields if name not in _ROW_KEYS | {"name", "kind"}}
+_TOP = _BLOCKS | set(KINDS) | {"root", "seeds", "synthetic", "tables", "reported"}
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+
+
+def load(path: Path | str = "params.yaml") -> Params:
+    """Read and check a params.yaml, merging every row. Raises InputError with the path of the first bad key."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such settings file; run from the folder that holds it or name it with --params.")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: this is not YAML: {str(error).splitlines()[0]}; mend the file.") from error
+    return parse(raw, str(path))
+
+
+def parse(raw: Any, path: str = "params.yaml") -> Params:
+    """Check a parsed params.yaml; `path` is the name that errors show."""
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: the settings must be a mapping of keys to values; see the file in the repository.")
+    _refuse_unknown(raw, _TOP, path)
+    rows: dict[str, tuple[Kind, dict[str, Any]]] = {}
+    for kind in KINDS:
+        for name, row in (raw.get(kind) or {}).items():
+            if not _NAME.fullmatch(str(name)):
+                raise InputError(f"{path}: {kind}.{name}: a run's name has small letters, digits and dashes only; rename it.")
+            if name in rows:
+                raise InputError(f"{path}: {kind}.{name}: the name is taken by {rows[name][0]}.{name}; rename one of them.")
+            rows[name] = (kind, dict(row or {}))
+    defaults = {block: raw[block] for block in _BLOCKS if block in raw}
+    runs = {name: _merge(name, kind, row, rows, defaults, path) for name, (kind, row) in rows.items()}
+    top = {key: raw.get(key) for key in ("root", "seeds", "synthetic")}
+    named = {"tables": raw.get("tables") or {}, "reported": raw.get("reported") or {}}
+    params = _validate(Params, {"path": path, **top, **named, "runs": runs, "raw": raw}, path)
+    for table, names in params.tables.items():
+        for name in names:
+            if name not in params.runs:
+                raise InputError(f"{path}: tables.{table}: there is no run named '{name}'{_nearest(name, params.runs)}.")
+    return params
+
+
+def read_run(config: Path | str, inference: Path | str) -> Run:
+    """The run that a written config.yaml and inference.yaml describe (see `write_configs` in the workflow)."""
+    values = [yaml.safe_load(Path(file).read_text()) for file in (config, inference)]
+    return _validate(Run, {**values[0], "inference": values[1]}, str(config))
+
+
+def write_configs(params: Params, results: Path | str = "results") -> None:
+    """Write `runs/<run>/{config,inference}.yaml` under `results` for every run, each only if its content changes.
+
+    Training depends on the first file and prediction on the second, so what a change touches follows from content alone.
+    """
+    for name, run in params.runs.items():
+        folder = Path(results) / "runs" / name
+        provenance.write_text(folder / "config.yaml", dump(run.training()), only_if_changed=True)
+        provenance.write_text(folder / "inference.yaml", dump(run.after_training()), only_if_changed=True)
+
+
+def from_values(training: dict[str, Any], inference: dict[str, Any], where: str) -> Run:
+    """A run from plain values, for instance those in the header of a weights file; `where` names their origin."""
+    return _validate(Run, {**training, "inference": inference}, where)
+
+
+def dump(values: dict[str, Any]) -> str:
+    """Plain values as YAML that PyYAML and DVC's parser read alike: floats carry a dot, keys keep their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper whose floats always carry a dot."""
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Dumper.add_representer(float, _represent_float)
+
+
+def _merge(
+    name: str, kind: Kind, row: dict[str, Any], rows: dict[str, Any], defaults: dict[str, Any], path: str
+) -> Run:
+    """Defaults, then the student's row, then the run's own; blocks that the run cannot use are left out."""
+    where = f"{kind}.{name}"
+    layers = [row]
+    for key, group in (("student", "students"), ("teacher", "teachers"), ("start", "pretrained")):
+        target = row.get(key)
+        if target is not None and rows.get(target, ("",))[0] != group:
+            known = [n for n, (k, _) in rows.items() if k == group]
+            raise InputError(f"{path}: {where}.{key}: there is no run '{target}' in {group}{_nearest(target, known)}.")
+    if kind == "distilled":
+        if not (row.get("student") and row.get("teacher")):
+            raise InputError(f"{path}: {where}: a distilled run names its student and its teacher; add both.")
+        layers.insert(0, rows[row["student"]][1])
+    merged = copy.deepcopy(defaults)
+    for layer in layers:
+        _refuse_unknown(layer, _ROW_KEYS | _BLOCKS, path, where)
+        merged = _overlay(merged, layer)
+    values = {"name": name, "kind": kind, **_relevant(merged, kind)}
+    return _validate(Run, values, path, where)
+
+
+def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on `base`: mappings merge key by key, anything else replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "counts"
+        merged[key] = _overlay(merged[key], value) if both else copy.deepcopy(value)
+    return merged
+
+
+def _relevant(merged: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """Without the blocks that cannot change this run, so that changing one of them does not retrain it."""
+    sensors, head, fusion = merged.get("sensors") or [], merged.get("head"), merged.get("fusion")
+    unused = set()
+    unused |= set() if "lidar" in sensors else {"lidar"}
+    unused |= set() if "camera" in sensors else {"camera", "image_augment"}
+    unused |= {"paste"} if "camera" in sensors or kind == "distilled" else set()  # images do not hold pasted objects
+    unused |= {"mgfm", "conv_fuser"} - {"mgfm" if fusion == "mgfm" else "conv_fuser" if fusion == "conv" else ""}
+    unused |= {"centerpoint", "transfusion"} - {head}
+    unused |= set() if kind == "distilled" else {"distill"}
+    kept = {key: value for key, value in merged.items() if key not in unused}
+    if isinstance(kept.get("inference"), dict):
+        kept["inference"] = {k: v for k, v in kept["inference"].items() if k not in {"centerpoint", "transfusion"} - {head}}
+    return kept
+
+
+def _refuse_unknown(values: dict[str, Any], known: set[str], path: str, where: str = "") -> None:
+    for key in values:
+        if key not in known:
+            full = f"{where}.{key}" if where else str(key)
+            raise InputError(f"{path}: {full}: there is no such setting{_nearest(str(key), known)}.")
+
+
+def _validate(model: type[Strict], values: dict[str, Any], path: str, where: str = "") -> Any:
+    """Pydantic's check, its first error turned into one sentence."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = ".".join(str(part) for part in ([where] if where else []) + list(first["loc"]))
+        raise InputError(f"{path}: {location}: {_sentence(first, model)}.") from None
+
+
+def _sentence(error: dict[str, Any], model: type[Strict]) -> str:
+    """One of pydantic's errors in the words of this project."""
+    value = error["input"]
+    if error["type"] == "extra_forbidden":
+        return "there is no such setting" + _nearest(str(error["loc"][-1]), _fields_at(model, error["loc"][:-1]))
+    if error["type"] == "missing":
+        return "the setting is missing; add it"
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
+        mantissa, exponent = re.split("[eE]", value)
+        return f"'{value}' is text to YAML, not a number; write {mantissa}.0e{exponent}"
+    return f"{value!r} does not fit: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Names of the settings in the block at `location`, aliases included."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            return []
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _nearest(name: str, known: Any) -> str:
+    """'; did you mean X?' without the question mark's company of guesses: the nearest known name, or all of a few."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; the nearest known one is '{close[0]}'"
+    listed = sorted(known)
+    return f"; known are {', '.join(listed)}" if 0 < len(listed) <= 20 else ""

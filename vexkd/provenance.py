@@ -1,0 +1,117 @@
+"""Atomic writes, content hashes, and the record that says where a number came from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "spconv-cu120", "spconv-cu126", "numpy", "nuscenes-devkit", "snakemake", "dvc", "transformers", "accelerate")
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; on success it is synced and renamed, on failure removed.
+
+    Nothing half-written ever stands under the final name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str, *, only_if_changed: bool = False) -> bool:
+    """Write text atomically; with `only_if_changed`, leave an equal file and its time alone. Returns whether it wrote."""
+    path = Path(path)
+    if only_if_changed and path.is_file() and path.read_text() == text:
+        return False
+    with atomic(path) as temporary:
+        temporary.write_text(text)
+    return True
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write JSON atomically, sorted keys left as given, two spaces, newline at the end."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def digest(value: Any) -> str:
+    """Short stable hash (16 hex digits of SHA-256) of a JSON-able value."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path | str) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def commit() -> dict[str, Any]:
+    """The code's git commit and whether tracked code differs from it; commit None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    tracked = ["vexkd", "workflow", "pyproject.toml", "constraints.txt"]
+
+    def git(*arguments: str) -> str:
+        run = subprocess.run(["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *tracked))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def environment() -> dict[str, Any]:
+    """Versions of Python and of the packages that decide results, and the hardware in words."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {"versions": versions, "hardware": hardware()}
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model and count, and the GPUs that torch sees when torch is loaded already."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    found: dict[str, Any] = {"cpu": model, "cpus": os.cpu_count(), "gpus": []}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def record(**more: Any) -> dict[str, Any]:
+    """The record that stands beside a result: commit, environment, time, command, and whatever the caller adds."""
+    return {
+        **commit(),
+        **environment(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **more,
+    }
