@@ -22,6 +22,19 @@ def rigid(rotation: Sequence[float], translation: Sequence[float]) -> np.ndarray
     return matrix
 
 
+def rigids(rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
+    """`rigid` for many: quaternions (N, 4) as w, x, y, z and translations (N, 3) -> (N, 4, 4) float64."""
+    quaternions = np.asarray(rotations, dtype=np.float64).reshape(-1, 4)
+    w, x, y, z = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
+    matrices = np.zeros((len(quaternions), 4, 4))
+    matrices[:, 0, :3] = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], axis=1)
+    matrices[:, 1, :3] = np.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], axis=1)
+    matrices[:, 2, :3] = np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], axis=1)
+    matrices[:, :3, 3] = translations
+    matrices[:, 3, 3] = 1
+    return matrices
+
+
 def inverse(matrix: np.ndarray) -> np.ndarray:
     """Inverse of a 4x4 similarity (rigid motion times a uniform scale or a flip), (..., 4, 4)."""
     return np.linalg.inv(matrix)

@@ -344,8 +344,16 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
 
 def read_run(config: Path | str, inference: Path | str) -> Run:
     """The run that a written config.yaml and inference.yaml describe (see `write_configs` in the workflow)."""
+    for file in (config, inference):
+        if not Path(file).is_file():
+            raise InputError(f"{file}: there is no such file; write the runs' settings with `vexkd configure`.")
     values = [yaml.safe_load(Path(file).read_text()) for file in (config, inference)]
     return _validate(Run, {**values[0], "inference": values[1]}, str(config))
+
+
+def with_inference(run: Run, inference: Path | str) -> Run:
+    """The same run with the settings of another inference.yaml."""
+    return from_values(run.training(), yaml.safe_load(Path(inference).read_text()), str(inference))
 
 
 def write_configs(params: Params, results: Path | str = "results") -> None:

@@ -1,0 +1,48 @@
+# Everything a fresh machine needs: Python 3.11 or 3.12, gcc, git, make. `make help` lists the targets.
+.PHONY: help env demo clean-demo test test-all lint readme seal
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p && break; done)
+VENV := .venv
+STAMP := $(VENV)/.made
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+env: $(STAMP)  ## the environment, in .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' \
+	  || { echo "Python 3.11 or 3.12 is needed; name it: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing into $(VENV) (about two minutes)"
+	@test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: env  ## data set, trainings, tables and figures at laptop scale, in demo/
+	@snakemake --profile local --directory demo
+	@echo
+	@echo "Made in demo/: results/tables/main.md (the table), results/figures/ (curves, birdseye views),"
+	@echo "results/runs/<run>/metrics.json, models/<run>/seed<n>/weights.safetensors, logs/"
+
+clean-demo:  ## remove what the demo made
+	@rm -rf demo/.snakemake demo/artifacts demo/data demo/logs demo/models demo/results demo/scratch
+
+test: env  ## the tests, without the slowest
+	@python -m pytest -q -n 2 --dist loadfile -m "not slow or sample"
+
+test-all: env  ## all tests
+	@python -m pytest -q -n 2 --dist loadfile
+
+lint: env  ## style of Python and Snakemake files
+	@ruff check .
+	@ruff format --check .
+	@snakefmt --check workflow
+	@snakemake --lint
+
+readme: env  ## write the numbers of the README from the results
+	@vexkd readme
+
+seal: env  ## record what a plain Snakemake run made, if it is what params.yaml asks for
+	@vexkd check --all && dvc commit -f -q

@@ -1,0 +1,127 @@
+"""Image augmentation: the matrix says where every pixel went, to a fraction of a pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from vexkd.data import images as image_tools
+from vexkd.data.augment import BevAugmentation, ImageAugmentation
+from vexkd.errors import InputError
+
+WIDTH, HEIGHT = 400, 226
+
+
+def _marked(u: float, v: float) -> Image.Image:
+    """A black image with a smooth bright spot whose centre is exactly (u, v), whole numbers at pixel centres."""
+    columns, rows = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    spot = 255 * np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / (2 * 4.0**2))
+    return Image.fromarray(np.repeat(spot[..., None], 3, axis=2).round().astype(np.uint8))
+
+
+def _found(image: Image.Image) -> np.ndarray:
+    """(u, v) of the spot's centre of mass."""
+    weight = np.asarray(image, dtype=np.float64).sum(axis=2)
+    columns, rows = np.meshgrid(np.arange(weight.shape[1]), np.arange(weight.shape[0]))
+    return np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    resize=st.floats(0.35, 1.3),
+    across=st.floats(0, 1),
+    bottom=st.floats(0, 0.2),
+    flip=st.booleans(),
+    rotation=st.floats(-0.3, 0.3),
+    place=st.tuples(st.floats(-24, 24), st.floats(-24, 24)),
+)
+def test_the_matrix_finds_the_marker(resize, across, bottom, flip, rotation, place):
+    size = (96, 224)
+    draw = image_tools.ImageDraw(resize, across, bottom, flip, rotation)
+    blank = Image.new("RGB", (WIDTH, HEIGHT))
+    _, matrix = image_tools.augment(blank, draw, size)
+    target = np.array([size[1] / 2 + place[0], size[0] / 2 + place[1], 1])
+    source = (np.linalg.inv(matrix) @ target)[:2]
+    if not (20 < source[0] < WIDTH - 20 and 20 < source[1] < HEIGHT - 20):
+        return
+    image, same = image_tools.augment(_marked(*source), draw, size)
+    np.testing.assert_array_equal(matrix, same)
+    assert np.abs(_found(image) - target[:2]).max() < 0.15
+
+
+def test_no_augmentation_is_the_identity():
+    image = _marked(100, 50)
+    same, matrix = image_tools.augment(image, image_tools.ImageDraw(resize=1.0), (HEIGHT, WIDTH))
+    np.testing.assert_array_equal(np.asarray(same), np.asarray(image))
+    np.testing.assert_array_equal(matrix, np.eye(3))
+
+
+def test_crop_is_the_bottom_centre_at_test_time():
+    _, matrix = image_tools.augment(Image.new("RGB", (1600, 900)), image_tools.ImageDraw(resize=0.48), (256, 704))
+    centre_of_bottom_edge = matrix @ [799.5, 899.5, 1]
+    np.testing.assert_allclose(centre_of_bottom_edge, [351.5, 255.5, 1], atol=1e-9)
+    np.testing.assert_allclose(np.diag(matrix), [0.48, 0.48, 1])
+
+
+def test_outside_is_black_and_inside_exact():
+    image = Image.new("RGB", (100, 50), (10, 20, 30))
+    padded, _ = image_tools.augment(image, image_tools.ImageDraw(resize=0.5), (40, 60))
+    pixels = np.asarray(padded)
+    assert (pixels[:15] == 0).all()
+    assert (pixels[15:, :50] == [10, 20, 30]).all()
+    assert (pixels[:, 50:] == 0).all()
+
+
+def test_flip_twice_is_the_identity_of_matrices():
+    draw = image_tools.ImageDraw(resize=1.0, flip=True)
+    _, matrix = image_tools.augment(Image.new("RGB", (64, 36)), draw, (36, 64))
+    np.testing.assert_allclose(matrix @ matrix, np.eye(3), atol=1e-12)
+
+
+def test_normalise_is_imagenet_rgb():
+    image = Image.new("RGB", (3, 2), (124, 0, 255))
+    pixels = image_tools.normalise(image)
+    assert pixels.shape == (3, 2, 3)
+    np.testing.assert_allclose(
+        pixels[:, 0, 0], [(124 - 123.675) / 58.395, -116.28 / 57.12, (255 - 103.53) / 57.375], rtol=1e-5
+    )
+
+
+def test_unreadable_images_are_named(tmp_path):
+    path = tmp_path / "x.jpg"
+    canvas = Image.new("RGB", (64, 36))
+    ImageDraw.Draw(canvas).line((0, 0, 63, 35), fill=(255, 0, 0))
+    canvas.save(path)
+    assert image_tools.read_image(path, (64, 36)).size == (64, 36)
+    with pytest.raises(InputError, match=r"x\.jpg is 64x36 instead of 64x32: download it again"):
+        image_tools.read_image(path, (64, 32))
+    data = path.read_bytes()
+    for kept in (len(data) - 60, len(data) // 2, 100, 0):
+        path.write_bytes(data[:kept])
+        with pytest.raises(InputError, match=r"x\.jpg cannot be decoded"):
+            image_tools.read_image(path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"x\.jpg cannot be decoded"):
+        image_tools.read_image(path)
+
+
+def test_draws_stay_in_their_ranges():
+    augmentation = ImageAugmentation(resize=(0.4, 0.5), bottom=(0.0, 0.1), rotation=0.1, flip=0.25)
+    draws = [augmentation.draw(np.random.default_rng(i)) for i in range(300)]
+    assert all(0.4 <= d.resize <= 0.5 and 0 <= d.bottom <= 0.1 and abs(d.rotation) <= 0.1 for d in draws)
+    assert 0.15 < np.mean([d.flip for d in draws]) < 0.35
+
+
+def test_bev_draws_are_similarities_in_their_ranges():
+    augmentation = BevAugmentation(rotation=0.3, scale=(0.9, 1.1), translation=0.5, flip_x=1.0, flip_y=0.0)
+    matrices = np.array([augmentation.draw(np.random.default_rng(i)) for i in range(300)])
+    scales = np.cbrt(-np.linalg.det(matrices[:, :3, :3]))
+    assert scales.min() >= 0.9
+    assert scales.max() <= 1.1
+    assert 0.4 < matrices[:, :3, 3].std() < 0.6
+    unit = matrices[:, :3, :3] / scales[:, None, None]
+    np.testing.assert_allclose(unit @ unit.transpose(0, 2, 1), np.tile(np.eye(3), (300, 1, 1)), atol=1e-12)
+    assert np.abs(np.arctan2(unit[:, 1, 0], unit[:, 1, 1])).max() <= 0.3

@@ -1,0 +1,311 @@
+"""The command line: one verb per step of the pipeline; every workflow rule calls one of these.
+
+Imports of torch, spconv and the devkit wait until a verb needs them, so that `vexkd --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vexkd.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="VeXKD as a workflow. Data: synthesize, doctor, infos, paste. Runs: configure, train, predict, evaluate, check. "
+    "Results: table, figure, readme.",
+)
+
+Root = Annotated[Path, typer.Option(help="nuScenes' folder: samples/ sweeps/ maps/ and the tables' folder")]
+Version = Annotated[str, typer.Option(help="folder of the tables, for instance v1.0-trainval")]
+InfosDir = Annotated[Path, typer.Option(help="folder that `vexkd infos` wrote")]
+Workers = Annotated[int, typer.Option(help="parallel processes")]
+ParamsFile = Annotated[Path, typer.Option(help="settings file")]
+Results = Annotated[Path, typer.Option(help="results folder")]
+Models = Annotated[Path, typer.Option(help="folder of the trained models")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of torch; default: torch's own choice")]
+Device = Annotated[str | None, typer.Option(help="cpu, or nothing for the GPU that is there")]
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="folder to make; it must not exist or be empty")],
+    scenes: Annotated[int, typer.Option(help="up to 10 make a v1.0-mini set, more a v1.0-trainval one")] = 10,
+    samples: Annotated[int, typer.Option(help="keyframes per scene, at 2 Hz")] = 12,
+    seed: Annotated[int, typer.Option()] = 0,
+    width: Annotated[int, typer.Option(help="image width in pixels")] = 400,
+    height: Annotated[int, typer.Option(help="image height in pixels")] = 225,
+    beams: Annotated[int, typer.Option(help="LiDAR rings")] = 32,
+    azimuths: Annotated[int, typer.Option(help="LiDAR directions per turn")] = 720,
+    sweeps: Annotated[int, typer.Option(help="LiDAR turns per keyframe, the keyframe's own included")] = 2,
+    workers: Workers = 2,
+    tables_only: Annotated[bool, typer.Option("--tables-only", help="no sensor files: for measuring preparation")] = False,
+) -> None:
+    """Write the embedded data set: a procedural town in nuScenes' own format."""
+    from vexkd.synthetic.tables import synthesize as make
+
+    make(
+        out,
+        scenes=scenes,
+        samples=samples,
+        seed=seed,
+        image_size=(width, height),
+        beams=beams,
+        azimuths=azimuths,
+        sweeps_per_sample=sweeps,
+        workers=workers,
+        sensors=not tables_only,
+    )
+
+
+@app.command()
+def doctor(
+    root: Root,
+    version: Version,
+    manifest: Annotated[Path | None, typer.Option(help="where to write sizes and hashes, if all is well")] = None,
+    workers: Workers = 2,
+) -> None:
+    """Look at every file the tables name: there, readable, whole. Names each bad one, all in one go."""
+    from vexkd.data.doctor import examine
+
+    problems = examine(root, version, manifest=manifest, workers=workers)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise InputError(f"{root}: {len(problems)} problems, listed above; mend these files and look again.")
+    print(f"{root}: every file that {version} names is there and whole.")
+
+
+@app.command()
+def infos(root: Root, version: Version, out: InfosDir) -> None:
+    """Gather keyframes, sweeps, calibrations and boxes of all splits into four Parquet tables."""
+    from vexkd.data import infos as module
+
+    counts = module.build(root, version, out)
+    print(", ".join(f"{value} {name}" for name, value in counts._asdict().items()), f"-> {out}")
+
+
+@app.command()
+def paste(
+    root: Root,
+    infos: InfosDir,
+    out: Annotated[Path, typer.Option(help="folder to write points.npy and index.parquet to")],
+    split: Annotated[str, typer.Option(help="split to cut objects from: the one to train on")],
+    min_points: Annotated[int, typer.Option(help="objects with fewer points are left out")] = 5,
+    workers: Workers = 2,
+) -> None:
+    """Cut the objects out of the training scenes: the ground-truth database for pasting."""
+    from vexkd.data import paste as module
+
+    module.build(root, infos, out, split=split, min_points=min_points, workers=workers)
+
+
+@app.command()
+def configure(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
+    """Check the settings and write every run's merged ones to results/runs/RUN/{config,inference}.yaml if they changed."""
+    from vexkd import params as module
+
+    settings = module.load(params)
+    module.write_configs(settings, results)
+    print(f"{params}: {len(settings.runs)} runs -> {results}/runs")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="results/runs/RUN/config.yaml; inference.yaml stands beside it")],
+    root: Root,
+    infos: InfosDir,
+    out: Annotated[Path, typer.Option(help="folder for weights.safetensors, curve.csv, provenance.json")],
+    seed: Annotated[int, typer.Option()] = 0,
+    paste: Annotated[Path | None, typer.Option(help="ground-truth database, if the run pastes objects")] = None,
+    start: Annotated[Path | None, typer.Option(help="weights of the run that `start` names")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="weights of the run that `teacher` names")] = None,
+    scratch: Annotated[Path, typer.Option(help="folder for the state that a stopped run resumes from")] = Path("scratch"),
+    threads: Threads = None,
+    workers: Annotated[int, typer.Option(help="loader processes; 0 loads in the training process")] = 0,
+    accumulate: Annotated[int, typer.Option(help="parts that each process splits its share of a batch into")] = 1,
+    checkpoint_minutes: Annotated[float, typer.Option(help="time between saved states")] = 5.0,
+    max_seconds: Annotated[float | None, typer.Option(help="save and stop after this time (status 75)")] = None,
+    device: Device = None,
+) -> None:
+    """Train one run with one seed. Started again after a stop, it goes on where it was."""
+    from vexkd.engine import session
+    from vexkd.engine.train import Pace
+
+    pace = Pace(accumulate, workers, checkpoint_minutes, max_seconds)
+    session.train(
+        config,
+        root=root,
+        infos=infos,
+        out=out,
+        seed=seed,
+        paste=paste,
+        start=start,
+        teacher=teacher,
+        scratch=scratch,
+        threads=threads,
+        pace=pace,
+        device=device,
+    )
+
+
+@app.command()
+def predict(
+    weights: Annotated[Path, typer.Option(help="models/RUN/seedK/weights.safetensors")],
+    root: Root,
+    infos: InfosDir,
+    out: Annotated[Path, typer.Option(help="submission JSON to write")],
+    config: Annotated[Path | None, typer.Option(help="refuse weights with other settings than this config.yaml's")] = None,
+    inference: Annotated[Path | None, typer.Option(help="thresholds and NMS; default: those in the weights")] = None,
+    batch: Annotated[int, typer.Option(help="samples at a time")] = 4,
+    workers: Annotated[int, typer.Option(help="loader processes")] = 0,
+    threads: Threads = None,
+    device: Device = None,
+) -> None:
+    """Detect on the validation split and write nuScenes' submission JSON."""
+    from vexkd.engine import session
+
+    session.predict(
+        weights,
+        root=root,
+        infos=infos,
+        out=out,
+        config=config,
+        inference=inference,
+        batch=batch,
+        workers=workers,
+        threads=threads,
+        device=device,
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="name of the run")],
+    root: Root,
+    models: Models = Path("models"),
+    results: Results = Path("results"),
+    seeds: Annotated[list[int], typer.Option(help="a trained seed; once for each")] = [0],  # noqa: B006 - typer reads it
+) -> None:
+    """Score a run's predictions with nuscenes-devkit and gather metrics, curves and provenance of its seeds."""
+    from vexkd import params
+    from vexkd.evaluate.detection import collect
+
+    folder = results / "runs" / run
+    row = params.read_run(folder / "config.yaml", folder / "inference.yaml")
+    collect(
+        run,
+        models=models,
+        results=results,
+        root=root,
+        version=row.data.version,
+        split=row.data.val_split,
+        config=row.inference.evaluation,
+        seeds=list(seeds),
+    )
+
+
+@app.command()
+def check(
+    runs: Annotated[list[str] | None, typer.Argument(help="runs to check")] = None,
+    all_runs: Annotated[bool, typer.Option("--all", help="every run of the settings")] = False,
+    params: ParamsFile = Path("params.yaml"),
+    models: Models = Path("models"),
+) -> None:
+    """Compare the settings recorded in trained weights with what the settings file asks for now."""
+    from vexkd import params as module
+    from vexkd import seal
+
+    settings = module.load(params)
+    names = list(settings.runs) if all_runs else [settings.run(name).name for name in runs or []]
+    if not names:
+        raise InputError("vexkd check: no run was named; name some or pass --all.")
+    problems = seal.check(settings, models, names)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise InputError(f"{params}: {len(problems)} of the trained models differ from the settings; run snakemake first.")
+    print(f"{len(names)} runs agree with {params}.")
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="a table of the settings file")],
+    params: ParamsFile = Path("params.yaml"),
+    results: Results = Path("results"),
+) -> None:
+    """Write results/tables/NAME.{csv,md,tex} and its provenance from the runs' metrics."""
+    from vexkd import params as module
+    from vexkd.report import tables
+
+    tables.make(name, params=module.load(params), results=results)
+
+
+figure = typer.Typer(no_args_is_help=True, help="Draw one of the figures into results/figures.")
+app.add_typer(figure, name="figure")
+
+
+@figure.command()
+def distillation(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
+    """Distilled students against their baselines, per class."""
+    from vexkd import params as module
+    from vexkd.report import figures
+
+    figures.distillation(params=module.load(params), results=results)
+
+
+@figure.command()
+def curves(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
+    """Training curves of all runs."""
+    from vexkd import params as module
+    from vexkd.report import figures
+
+    figures.curves(params=module.load(params), results=results)
+
+
+@figure.command()
+def birdseye(
+    run: Annotated[str, typer.Argument(help="name of the run")],
+    root: Root,
+    infos: InfosDir,
+    models: Models = Path("models"),
+    results: Results = Path("results"),
+    seed: Annotated[int, typer.Option()] = 0,
+    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+) -> None:
+    """Points, ground truth and predictions of one keyframe from above."""
+    from vexkd.report import figures
+
+    figures.birdseye(run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
+
+
+@app.command()
+def readme(
+    file: Annotated[Path, typer.Argument()] = Path("README.md"),
+    results: Results = Path("demo/results"),
+    check: Annotated[bool, typer.Option("--check", help="change nothing; fail if it would")] = False,
+) -> None:
+    """Put the tables of a results folder between their markers in the README."""
+    from vexkd.report import readme as module
+
+    changed = module.update(file, results=results, check=check)
+    if check and changed:
+        raise InputError(f"{file}: its tables differ from {results}/tables; run `make readme`.")
+
+
+def main() -> None:
+    """Run a verb; bad input ends in one sentence and status 2, a saved stop in status 75."""
+    try:
+        app()
+    except InputError as error:
+        print(f"vexkd: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

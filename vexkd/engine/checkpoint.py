@@ -1,0 +1,172 @@
+"""Weights that others load, and the training state that only a resumed run reads. Both are safetensors, no pickle.
+
+A weights file holds one model and, in its header, the settings it was trained with, what it was made from, and the
+provenance. A state file holds the whole training task, the optimiser's moments, the random state and the position.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vexkd import params, provenance
+from vexkd.engine.seeding import random_state, restore_random_state
+from vexkd.errors import InputError
+from vexkd.models import bev_model
+from vexkd.models.bev_model import BEVModel
+from vexkd.params import Run
+
+FORMAT = "vexkd-weights-1"
+
+
+def save_weights(path: Path, model: nn.Module, *, run: Run, inputs: dict[str, str], record: dict[str, Any]) -> None:
+    """Write a model's weights with the run's settings, hashes of its inputs {name: sha256} and its provenance."""
+    header = {
+        "format": FORMAT,
+        "settings": json.dumps(run.training()),
+        "inference": json.dumps(run.after_training()),
+        "inputs": json.dumps(inputs),
+        "provenance": json.dumps(record),
+    }
+    _save(path, dict(model.state_dict()), header)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a weights file, parsed. Raises InputError for a file that is missing, cut short or something else."""
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("cut short")
+            metadata = json.loads(stream.read(length)).get("__metadata__", {})
+    except FileNotFoundError:
+        raise InputError(f"{path}: there are no such weights; train the run that makes them first.") from None
+    except (ValueError, struct.error):
+        raise InputError(f"{path}: this is not a whole safetensors file; remove it and train the run again.") from None
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: these weights are not of format {FORMAT}; use a file that `vexkd train` wrote.")
+    return {key: json.loads(value) if key != "format" else value for key, value in metadata.items()}
+
+
+def load_model(path: Path, *, expected: Run | None = None) -> tuple[BEVModel, Run]:
+    """A trained model in evaluation mode, built from the settings in its own file, and those settings as a run.
+
+    expected: refuse weights of another run or of other settings than these.
+    """
+    header = read_header(path)
+    run = params.from_values(header["settings"], header["inference"], str(path))
+    if expected is not None and run.training() != expected.training():
+        raise InputError(f"{path}: {difference(run, expected)}; train {expected.name} again.")
+    model = bev_model.build(run)
+    load_strictly(model, read_tensors(path), str(path))
+    return model.eval(), run
+
+
+def difference(found: Run, expected: Run) -> str:
+    """Where two runs' training settings differ first, in words."""
+    if found.name != expected.name:
+        return f"the weights are those of run {found.name}, not of {expected.name}"
+    first, second = _flatten(found.training()), _flatten(expected.training())
+    key = next(k for k in [*second, *first] if first.get(k) != second.get(k))
+    return f"the weights were trained with {key} = {first.get(key)}, the settings now say {second.get(key)}"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU."""
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own type, or OSError
+        raise InputError(f"{path}: the weights cannot be read ({error}); remove the file and train the run again.") from None
+
+
+def load_strictly(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Load exactly these tensors; anything missing, superfluous or of another shape is refused by name."""
+    own = model.state_dict()
+    wrong = [f"{k} is missing" for k in own if k not in tensors]
+    wrong += [f"{k} is not part of the model" for k in tensors if k not in own]
+    wrong += [f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}" for k in own if k in tensors and tensors[k].shape != own[k].shape]
+    if wrong:
+        raise InputError(f"{where}: the weights do not fit the model: {wrong[0]} ({len(wrong)} in all); use weights of this model.")
+    model.load_state_dict(tensors)
+
+
+def start_from(model: BEVModel, path: Path) -> list[str]:
+    """Start a model with both sensors from LiDAR-only weights; returns the names of the parts that stay new.
+
+    Every tensor of the file must find its place with its shape; only whole parts (camera, fusion) may be new.
+    """
+    tensors, own = read_tensors(path), model.state_dict()
+    read_header(path)
+    wrong = [f"{k} is not part of the model" for k in tensors if k not in own]
+    wrong += [f"{k} has shape {tuple(t.shape)}, the model wants {tuple(own[k].shape)}" for k, t in tensors.items() if k in own and t.shape != own[k].shape]
+    new = sorted({k.split(".")[0] for k in own if k not in tensors})
+    started = {k.split(".")[0] for k in tensors}
+    wrong += [f"{part} would be only partly loaded" for part in new if part in started]
+    if wrong:
+        raise InputError(f"{path}: cannot start from these weights: {wrong[0]} ({len(wrong)} in all); match the settings of both runs.")
+    model.load_state_dict({**own, **tensors})
+    return new
+
+
+def save_state(
+    path: Path, *, task: nn.Module, optimiser: torch.optim.Optimizer, scaler: dict[str, Any] | None, position: dict[str, Any]
+) -> None:
+    """Write everything a resumed run needs to go on as if nothing had happened."""
+    tensors = {f"task.{k}": v for k, v in task.state_dict().items() if not k.startswith("teacher.")}
+    names = _parameter_names(task, optimiser)
+    for parameter, moments in optimiser.state.items():
+        tensors |= {f"optimiser.{names[parameter]}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+    tensors |= {f"random.{k}": v for k, v in random_state().items()}
+    _save(path, tensors, {"position": json.dumps(position), "scaler": json.dumps(scaler)})
+
+
+def load_state(
+    path: Path, *, task: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Put a saved state back into task, optimiser and random generators; returns its position and gradient scaler."""
+    tensors = read_tensors(path)
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        metadata = json.loads(stream.read(length))["__metadata__"]
+    frozen = {k: v for k, v in task.state_dict().items() if k.startswith("teacher.")}
+    load_strictly(task, {**frozen, **_under(tensors, "task.")}, str(path))
+    moments = _under(tensors, "optimiser.")
+    for parameter, name in _parameter_names(task, optimiser).items():
+        own = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments}
+        if own:
+            optimiser.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+            }
+    restore_random_state(_under(tensors, "random."))
+    return json.loads(metadata["position"]), json.loads(metadata["scaler"])
+
+
+def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Atomic safetensors file; tensors that share memory are copied apart."""
+    separate = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    with provenance.atomic(path) as temporary:
+        save_file(separate, temporary, metadata=header)
+
+
+def _parameter_names(task: nn.Module, optimiser: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+    """Names of the optimiser's parameters in the task."""
+    names = {parameter: name for name, parameter in task.named_parameters()}
+    return {parameter: names[parameter] for group in optimiser.param_groups for parameter in group["params"]}
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as {dotted key: value}."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {k: v for key, value in values.items() for k, v in _flatten(value, f"{prefix}.{key}".lstrip(".")).items()}

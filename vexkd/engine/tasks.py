@@ -1,0 +1,94 @@
+"""From a run's settings to what is trained: its data set and its task (supervision or distillation)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from vexkd.data.augment import BevAugmentation, ImageAugmentation
+from vexkd.data.dataset import NuScenesDataset
+from vexkd.data.infos import Infos
+from vexkd.data.paste import PasteDatabase
+from vexkd.distill import distiller
+from vexkd.engine import checkpoint
+from vexkd.engine.train import Supervised
+from vexkd.errors import InputError
+from vexkd.models import bev_model
+from vexkd.params import Run
+
+
+def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[nn.Module, Run]:
+    """The task to train, and the run whose camera settings shape the images (the teacher's, where there is one).
+
+    Raises InputError where the weights named by the run are not given, or are those of another run.
+    """
+    model = bev_model.build(run)
+    if run.start is not None:
+        _check_origin(run.start, start, f"{run.name}: start")
+        new = checkpoint.start_from(model, start)
+        print(f"{run.name}: starts from {run.start}; new are {', '.join(new) or 'no parts'}", flush=True)
+    if run.teacher is None:
+        return Supervised(model), run
+    _check_origin(run.teacher, teacher, f"{run.name}: teacher")
+    taught_by, teacher_run = checkpoint.load_model(teacher)
+    if teacher_run.bev != run.bev:
+        raise InputError(f"{run.name}: student and teacher {run.teacher} must share the settings of bev; make them equal.")
+    task = distiller.build(settings=run.distill, student=model, teacher=taught_by, teacher_name=run.teacher)
+    return task, teacher_run
+
+
+def _check_origin(name: str, weights: Path | None, where: str) -> None:
+    if weights is None:
+        raise InputError(f"{where} is {name}, but no weights were given; pass its weights.safetensors.")
+    found = checkpoint.read_header(weights)["settings"]["name"]
+    if found != name:
+        raise InputError(f"{weights}: {where} must be {name}, these are the weights of {found}; pass those of {name}.")
+
+
+def training_set(run: Run, images: Run, *, root: Path, infos: Infos, paste: Path | None, seed: int) -> NuScenesDataset:
+    """The training split with its augmentation: one draw serves student and teacher. `images`: whose camera settings."""
+    sensors = [name for name in ("lidar", "camera") if name in {*run.sensors, *images.sensors}]
+    augment, picture = run.bev_augment, images.image_augment
+    if run.paste is not None and any(run.paste.counts.values()) and paste is None:
+        raise InputError(f"{run.name}: the settings ask for pasted objects; pass the ground-truth database with --paste.")
+    use_paste = run.paste is not None and any(run.paste.counts.values())
+    return NuScenesDataset(
+        root=root,
+        infos=infos.subset(run.data.train_split),
+        sensors=sensors,
+        bounds=run.bev.range,
+        sweeps=run.data.sweeps,
+        image_size=tuple(images.camera.image_size) if "camera" in sensors else None,
+        bev_augmentation=BevAugmentation(
+            rotation=augment.rotation,
+            scale=tuple(augment.scale),
+            translation=augment.translation,
+            flip_x=augment.flip,
+            flip_y=augment.flip,
+        ),
+        image_augmentation=ImageAugmentation(
+            resize=tuple(picture.resize), rotation=float(np.deg2rad(picture.rotation)), flip=picture.flip
+        )
+        if "camera" in sensors
+        else None,
+        paste=PasteDatabase(paste) if use_paste else None,
+        paste_counts=run.paste.counts if use_paste else None,
+        paste_epochs=run.paste.until_epoch if use_paste else None,
+        seed=seed,
+        training=True,
+    )
+
+
+def validation_set(run: Run, *, root: Path, infos: Infos) -> NuScenesDataset:
+    """The validation split for the run's own sensors, without augmentation."""
+    return NuScenesDataset(
+        root=root,
+        infos=infos.subset(run.data.val_split),
+        sensors=run.sensors,
+        bounds=run.bev.range,
+        sweeps=run.data.sweeps,
+        image_size=tuple(run.camera.image_size) if run.camera else None,
+        test_resize=run.image_augment.test_resize if run.image_augment else 1.0,
+    )

@@ -1,0 +1,1 @@
+"""Scores from files: no model, no GPU. `detection` holds nuScenes' detection metric."""

@@ -1,0 +1,147 @@
+"""The one model: sensors -> BEV maps -> (fusion) -> `low` -> BEV encoder -> `high` -> head. And its builder.
+
+B batch, C channels, Y X BEV. Teachers, students and pretraining differ only in the parts that the builder puts in. The
+names of the features are what distillation reads (Sec. 3.1 and Appendix A of the paper).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vexkd.batch import Batch, Detections, Output
+from vexkd.geometry import BevGrid
+from vexkd.models.bev_neck import SecondBackbone
+from vexkd.models.centerpoint import CenterPointHead
+from vexkd.models.fusion import ConvFuser, ModalityGeneralFusion
+from vexkd.models.image_encoder import ImageEncoder, build_backbone
+from vexkd.models.lss import LiftSplat
+from vexkd.models.sparse_encoder import SparseEncoder
+from vexkd.models.transfusion import TransFusionHead
+from vexkd.params import Run
+
+# x, y, z, intensity, time lag (see `vexkd.batch.Sample.points`).
+POINT_CHANNELS = 5
+
+
+class CameraBranch(nn.Module):
+    """Images to a BEV map: backbone and neck, then the view transform."""
+
+    def __init__(self, *, encoder: nn.Module, view: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.view = encoder, view
+        self.out_channels = view.out_channels
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.view(self.encoder(batch.images), batch)  # B C Y X
+
+
+class BEVModel(nn.Module):
+    """A detector over BEV maps. Parts that a model lacks are None; with one sensor there is no fusion.
+
+    grid: the BEV raster of `low` and `high`.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: BevGrid,
+        lidar: SparseEncoder | None,
+        camera: CameraBranch | None,
+        fusion: nn.Module | None,
+        bev_encoder: nn.Module,
+        head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.lidar, self.camera, self.fusion = lidar, camera, fusion
+        self.bev_encoder, self.head = bev_encoder, head
+
+    def forward(self, batch: Batch) -> Output:
+        features: dict[str, Tensor] = {}
+        if self.lidar is not None:
+            features["lidar_bev"] = self.lidar(batch.points)
+        if self.camera is not None:
+            features["camera_bev"] = self.camera(batch)
+        if self.fusion is not None:
+            maps = {"lidar": features["lidar_bev"], "camera": features["camera_bev"]}
+            features["low"] = self.fusion(maps)
+        else:
+            features["low"] = next(iter(features.values()))
+        features["high"] = self.bev_encoder(features["low"])
+        return Output(features, self.head(features["high"]))
+
+    def loss(self, predictions, batch: Batch, positives: Tensor | None = None) -> dict[str, Tensor]:
+        """The head's loss terms; their sum is the task loss."""
+        return self.head.loss(predictions, batch.boxes, batch.labels, positives)
+
+    def positives(self, batch: Batch) -> Tensor:
+        """Counts that normalise the loss; summed over the parts of a global batch they make every split of it equal."""
+        return self.head.positives(batch.boxes, batch.labels)
+
+    @torch.no_grad()
+    def detect(self, batch: Batch, *, bounds, settings: dict) -> list[Detections]:
+        """Decoded boxes of each sample; `settings` are the head's part of `inference`."""
+        return self.head.decode(self(batch).predictions, bounds=bounds, **settings)
+
+
+def build(run: Run) -> BEVModel:
+    """The model of a run, with random weights."""
+    grid = BevGrid(tuple(run.bev.range), run.bev.cell)
+    lidar = build_lidar(run) if run.lidar else None
+    camera = build_camera(run) if run.camera else None
+    widths = {name: part.out_channels for name, part in (("lidar", lidar), ("camera", camera)) if part is not None}
+    fusion = build_fusion(run, widths, grid)
+    low_channels = fusion.out_channels if fusion is not None else next(iter(widths.values()))
+    bev_encoder = SecondBackbone(in_channels=low_channels, **run.bev_encoder.model_dump())
+    head = build_head(run, bev_encoder.out_channels, grid)
+    return BEVModel(grid=grid, lidar=lidar, camera=camera, fusion=fusion, bev_encoder=bev_encoder, head=head)
+
+
+def build_lidar(run: Run) -> SparseEncoder:
+    """The LiDAR branch."""
+    scale = 2 ** (len(run.lidar.channels) - 1)
+    if abs(run.bev.voxel[0] * scale - run.bev.cell) > 1e-6:
+        raise ValueError(f"{run.name}: {len(run.lidar.channels)} stages turn voxels of {run.bev.voxel[0]} m into cells of "
+                         f"{run.bev.voxel[0] * scale} m, but bev.cell is {run.bev.cell} m")
+    return SparseEncoder(
+        bounds=run.bev.range, voxel=run.bev.voxel, point_channels=POINT_CHANNELS, **run.lidar.model_dump()
+    )
+
+
+def build_camera(run: Run) -> CameraBranch:
+    """The camera branch."""
+    camera = run.camera
+    outputs = camera.backbone.outputs
+    backbone = build_backbone(**camera.backbone.model_dump())
+    widths = [camera.backbone.widths[index] for index in outputs]
+    encoder = ImageEncoder(backbone=backbone, widths=widths, channels=camera.neck_channels)
+    view = LiftSplat(
+        in_channels=encoder.out_channels,
+        channels=camera.channels,
+        bounds=run.bev.range,
+        z=camera.z,
+        depth=camera.depth,
+        step=camera.step,
+        cell=run.bev.cell,
+        stride=4 * 2 ** outputs[0],
+        depth_channels=camera.depth_channels,
+    )
+    return CameraBranch(encoder=encoder, view=view)
+
+
+def build_fusion(run: Run, widths: dict[str, int], grid: BevGrid) -> nn.Module | None:
+    """The fusion module of a model with both sensors."""
+    if run.fusion == "mgfm":
+        return ModalityGeneralFusion(in_channels=widths, shape=grid.shape, **run.mgfm.model_dump())
+    if run.fusion == "conv":
+        return ConvFuser(in_channels=widths, **run.conv_fuser.model_dump())
+    return None
+
+
+def build_head(run: Run, in_channels: int, grid: BevGrid) -> nn.Module:
+    """The detection head."""
+    kinds = {"centerpoint": CenterPointHead, "transfusion": TransFusionHead}
+    settings = getattr(run, run.head).model_dump()
+    gaussian = settings.pop("gaussian")
+    return kinds[run.head](in_channels=in_channels, grid=grid, **settings, **gaussian)

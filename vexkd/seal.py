@@ -1,0 +1,241 @@
+"""What ties results to settings: freeze params.yaml before anything is made, compare the weights with it afterwards.
+
+A run's weights carry, in the header of their file, the settings and the hashes of the files they were made from. `check`
+holds them against what params.yaml asks for now, so that neither a stale model nor a stale metric is recorded as current.
+Reads headers only: no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from vexkd import params as settings
+from vexkd import provenance
+from vexkd.errors import InputError
+from vexkd.params import Params, Run
+
+FORMAT = "vexkd-weights-1"
+FROZEN = Path(".snakemake/params.yaml")
+_LOCKS = Path(".snakemake/locks")
+_HEAD = 65536  # bytes of a predictions file in which its first key, "meta", ends
+
+
+def weights_path(models: Path | str, name: str, seed: int) -> Path:
+    """Where the weights of a run with a seed stand."""
+    return Path(models) / name / f"seed{seed}" / "weights.safetensors"
+
+
+def inputs(run: Run, seed: int, models: Path | str = "models", artifacts: Path | str = "artifacts") -> dict[str, Path]:
+    """What a training reads apart from the raw data, by the names under which the weights record its hash."""
+    found = {"infos": Path(artifacts) / "infos"}
+    if run.paste is not None:
+        found["paste"] = Path(artifacts) / "paste"
+    for name, other in (("start", run.start), ("teacher", run.teacher)):
+        if other is not None:
+            found[name] = weights_path(models, other, seed)
+    return found
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file; for a folder the hash over its files' hashes in name order."""
+    if path.is_dir():
+        return provenance.digest({p.name: provenance.file_digest(p) for p in sorted(path.iterdir()) if p.is_file()})
+    return provenance.file_digest(path)
+
+
+def header(path: Path | str) -> dict[str, str]:
+    """The metadata in a safetensors file's header; InputError where the file is none or was made by something else."""
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(100_000_000, path.stat().st_size - 8):
+                raise ValueError
+            metadata = json.loads(stream.read(length)).get("__metadata__", {})
+    except FileNotFoundError:
+        raise InputError(f"{path}: there are no such weights; train the run or run `dvc pull`.") from None
+    except (ValueError, AttributeError):
+        raise InputError(f"{path}: this is not a whole safetensors file; remove it and train the run again.") from None
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: the header does not say {FORMAT}, so these weights can't be held against params.yaml."
+        )
+    return metadata
+
+
+def check(params: Params, models: Path | str = "models", names: Iterable[str] | None = None) -> list[str]:
+    """One sentence for whatever stands there of a run but would not be made by params.yaml as it is now; none if all agree.
+
+    `names` are runs, all by default; an unknown one raises InputError. `artifacts` and `results` are looked for beside
+    `models`. Weights must be there; other files are compared where they are (DVC itself misses what is not).
+    """
+    models = Path(models)
+    problems: list[str] = []
+    known: dict[Path, str] = {}
+    for name in params.runs if names is None else names:
+        run = params.run(name)
+        for seed in params.seeds:
+            problems += _check_weights(run, seed, models, params.path, known)
+            problems += _check_predictions(run, seed, models, params.path)
+            problems += _check_metrics(run, seed, models, known)
+    return [f"{problem.rstrip('.')}." for problem in problems]
+
+
+def differences(made: Any, asked: Any, where: str = "") -> list[str]:
+    """Paths at which two settings differ, as `train.lr (0.001, now 0.002)`."""
+    if isinstance(made, dict) and isinstance(asked, dict):
+        keys = [*asked, *(key for key in made if key not in asked)]
+        pairs = [(key, made.get(key), asked.get(key)) for key in keys]
+        return [line for key, a, b in pairs for line in differences(a, b, f"{where}.{key}" if where else str(key))]
+    return [] if made == asked else [f"{where} ({json.dumps(made)}, now {json.dumps(asked)})"]
+
+
+def freeze(path: Path | str = "params.yaml", results: Path | str = "results", models: Path | str = "models") -> Params:
+    """Read params.yaml, keep a copy for the jobs, and write the settings files that rules depend on. Main process only.
+
+    Jobs read the copy (`frozen`), so an edit of params.yaml reaches none that is queued. While another run holds the
+    folder's lock nothing is written and its settings are returned.
+    """
+    path = Path(path)
+    params = settings.load(path)
+    if FROZEN.is_file() and any(_LOCKS.glob("*.lock")):
+        if FROZEN.read_text() != path.read_text():
+            print(
+                f"{path} has changed; the run that holds this folder's lock keeps what it started with.",
+                file=sys.stderr,
+            )
+        return frozen()
+    settings.write_configs(params, results)
+    for name, values in _shared_settings(params).items():
+        text = settings.dump(values)
+        provenance.write_text(Path(results) / "settings" / f"{name}.yaml", text, only_if_changed=True)
+    for run in params.runs.values():
+        if any(_is_stale(run, weights_path(models, run.name, seed)) for seed in params.seeds):
+            os.utime(Path(results) / "runs" / run.name / "config.yaml")
+    provenance.write_text(FROZEN, path.read_text(), only_if_changed=True)
+    return params
+
+
+def frozen() -> Params:
+    """The settings that the main process froze when it started."""
+    return settings.load(FROZEN)
+
+
+def _shared_settings(params: Params) -> dict[str, dict[str, Any]]:
+    """Settings that belong to no single run, by the file they are written to: the raw data, the pasted objects, tables."""
+    town = params.synthetic.model_dump(mode="json") if params.synthetic else None
+    versions = sorted({run.data.version for run in params.runs.values()})
+    pasting = [run for run in params.runs.values() if run.paste is not None]
+    pastes = {(run.data.train_split, run.paste.min_points) for run in pasting if run.paste is not None}
+    if len(versions) > 1:
+        raise InputError(
+            f"{params.path}: data.version: the runs share one preparation, but ask for {', '.join(versions)}."
+        )
+    if len(pastes) > 1:
+        raise InputError(
+            f"{params.path}: paste.min_points: the runs share one database of objects; give them all the same split and number."
+        )
+    shared: dict[str, dict[str, Any]] = {"data": {"root": params.root, "version": versions[0], "synthetic": town}}
+    if town is not None:
+        shared["town"] = town
+    for split, points in pastes:
+        shared["paste"] = {"split": split, "min_points": points}
+    for table, rows in params.tables.items():
+        reported = {row: params.reported[row].model_dump(mode="json") for row in rows if row in params.reported}
+        shared[f"table-{table}"] = {"rows": rows, "reported": reported, "synthetic": town is not None}
+    return shared
+
+
+def _is_stale(run: Run, weights: Path) -> bool:
+    """Whether weights are there but were not made with the settings that the run has now."""
+    if not weights.is_file():
+        return False
+    try:
+        return _recorded(header(weights), "settings") != run.training()
+    except InputError:
+        return True
+
+
+def _recorded(metadata: dict[str, str], key: str) -> Any:
+    """A JSON value of the header; None where it is absent or no JSON, which equals no settings."""
+    try:
+        return json.loads(metadata.get(key, "null"))
+    except ValueError:
+        return None
+
+
+def _check_weights(run: Run, seed: int, models: Path, path: str, known: dict[Path, str]) -> list[str]:
+    """Settings and inputs in the header of one weights file against those of now."""
+    file = weights_path(models, run.name, seed)
+    try:
+        metadata = header(file)
+    except InputError as error:
+        return [f"{run.name}: {error}"]
+    problems = []
+    if differing := differences(_recorded(metadata, "settings") or {}, run.training()):
+        problems.append(
+            f"{run.name}: {file} was made with other settings than {path} asks for: {_few(differing)}; train it again"
+        )
+    recorded = _recorded(metadata, "inputs") or {}
+    for name, source in inputs(run, seed, models, models.parent / "artifacts").items():
+        if name not in recorded:
+            problems.append(f"{run.name}: {file} does not record the {name} it was made from; train it again")
+        elif source.exists() and recorded[name] != _digest(source, known):
+            problems.append(f"{run.name}: {file} was made from another {name} than {source}; train it again")
+    return problems
+
+
+def _check_predictions(run: Run, seed: int, models: Path, path: str) -> list[str]:
+    """The inference settings that a predictions file records, where it does, against those of now."""
+    file = models / run.name / f"seed{seed}" / "predictions.json"
+    made = _predictions_meta(file).get("inference")
+    differing = differences(made, run.after_training()) if made is not None else []
+    return (
+        [f"{run.name}: {file} was made with other settings: {_few(differing)}; predict it again"] if differing else []
+    )
+
+
+def _predictions_meta(file: Path) -> dict[str, Any]:
+    """The first key of a predictions file, which may be large; empty where there is none."""
+    if not file.is_file():
+        return {}
+    with file.open(encoding="utf-8") as stream:
+        _, found, rest = stream.read(_HEAD).partition('"meta":')
+    try:
+        return json.JSONDecoder().raw_decode(rest.lstrip())[0] if found else {}
+    except ValueError:
+        return {}
+
+
+def _check_metrics(run: Run, seed: int, models: Path, known: dict[Path, str]) -> list[str]:
+    """The predictions and weights that a run's metrics record against the files that stand there."""
+    file = models.parent / "results" / "runs" / run.name / "provenance.json"
+    if not file.is_file():
+        return []
+    try:
+        record = json.loads(file.read_text())["evaluation"]
+        made = {"predictions.json": record["predictions"].get(str(seed))}
+        made["weights.safetensors"] = record["weights"].get(str(seed), {}).get("weights.safetensors")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return [f"{run.name}: {file} does not say which predictions the metrics were made from; evaluate the run again"]
+    sources = {models / run.name / f"seed{seed}" / name: digest for name, digest in made.items()}
+    stale = [source for source, digest in sources.items() if source.is_file() and digest != _digest(source, known)]
+    return [f"{run.name}: {file.parent} was not made from {source}; evaluate the run again" for source in stale]
+
+
+def _digest(path: Path, known: dict[Path, str]) -> str:
+    """`content_digest`, computed once per check: infos and teachers are shared by many runs."""
+    if path not in known:
+        known[path] = content_digest(path)
+    return known[path]
+
+
+def _few(lines: list[str], most: int = 3) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(lines) - most} more" if len(lines) > most else ""
+    return ", ".join(lines[:most]) + more

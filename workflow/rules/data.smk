@@ -1,0 +1,83 @@
+# Preparation: the embedded town where params.yaml asks for it, the check of the raw data, infos, the database of objects.
+
+if SETTINGS.synthetic:
+
+    rule synthesize:
+        input:
+            settings="results/settings/town.yaml",
+        output:
+            root=directory(SETTINGS.root),
+        log:
+            "logs/synthesize.log",
+        threads: workflow.cores or 1
+        params:
+            town=SETTINGS.synthetic,
+        shell:
+            "vexkd synthesize {output.root} --scenes {params.town.scenes} --samples {params.town.samples}"
+            " --seed {params.town.seed} --width {params.town.image_size[0]} --height {params.town.image_size[1]}"
+            " --beams {params.town.beams} --azimuths {params.town.azimuths} --sweeps {params.town.sweeps_per_sample}"
+            " --workers {threads} > {log} 2>&1"
+
+
+rule doctor:
+    input:
+        raw_data,
+        settings="results/settings/data.yaml",
+    output:
+        manifest="artifacts/manifest.parquet",
+    log:
+        "logs/doctor.log",
+    benchmark:
+        "logs/benchmarks/doctor.tsv"
+    threads: workflow.cores or 1
+    params:
+        root=SETTINGS.root,
+        version=VERSION,
+    shell:
+        "vexkd doctor --root {params.root} --version {params.version} --manifest {output.manifest}"
+        " --workers {threads} > {log} 2>&1"
+
+
+rule infos:
+    input:
+        raw_data,
+        manifest="artifacts/manifest.parquet",
+    output:
+        INFOS,
+    log:
+        "logs/infos.log",
+    benchmark:
+        "logs/benchmarks/infos.tsv"
+    params:
+        root=SETTINGS.root,
+        version=VERSION,
+    shell:
+        "vexkd infos --root {params.root} --version {params.version} --out artifacts/infos > {log} 2>&1"
+
+
+rule paste:
+    input:
+        raw_data,
+        infos=INFOS,
+        settings="results/settings/paste.yaml",
+    output:
+        points="artifacts/paste/points.npy",
+        index="artifacts/paste/index.parquet",
+    log:
+        "logs/paste.log",
+    benchmark:
+        "logs/benchmarks/paste.tsv"
+    threads: workflow.cores or 1
+    params:
+        root=SETTINGS.root,
+        settings=paste_settings,
+    shell:
+        "vexkd paste --root {params.root} --infos artifacts/infos --out artifacts/paste"
+        " --split {params.settings[split]} --min-points {params.settings[min_points]} --workers {threads} > {log} 2>&1"
+
+
+rule prepare:
+    input:
+        "artifacts/manifest.parquet",
+        INFOS,
+        paste_database(),

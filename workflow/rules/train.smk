@@ -1,0 +1,75 @@
+# One rule for every training: what a run needs follows from its row. Its resumable state lies in scratch/, declared to
+# nobody, because declared outputs are deleted before a job starts. `exec`: signals and the job's end belong to vexkd itself.
+
+
+rule train:
+    input:
+        raw_data,
+        infos=INFOS,
+        paste=paste_of,
+        start=start_of,
+        teacher=teacher_of,
+        config="results/runs/{run}/config.yaml",
+    output:
+        weights=WEIGHTS,
+        curve="models/{run}/seed{seed}/curve.csv",
+        provenance="models/{run}/seed{seed}/provenance.json",
+    log:
+        "logs/train/{run}-seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/train/{run}-seed{seed}.tsv"
+    priority: 10
+    threads: train_threads
+    params:
+        root=SETTINGS.root,
+        more=train_options,
+    shell:
+        "exec vexkd train --config {input.config} --seed {wildcards.seed} --root {params.root} --infos artifacts/infos"
+        " {params.more} --out models/{wildcards.run}/seed{wildcards.seed} --scratch scratch --threads {threads}"
+        " > {log} 2>&1"
+
+
+rule predict:
+    input:
+        raw_data,
+        infos=INFOS,
+        weights=WEIGHTS,
+        config="results/runs/{run}/config.yaml",
+        inference="results/runs/{run}/inference.yaml",
+    output:
+        predictions="models/{run}/seed{seed}/predictions.json",
+    log:
+        "logs/predict/{run}-seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/predict/{run}-seed{seed}.tsv"
+    threads: train_threads
+    params:
+        root=SETTINGS.root,
+    shell:
+        "exec vexkd predict --weights {input.weights} --config {input.config} --inference {input.inference}"
+        " --root {params.root} --infos artifacts/infos --out {output.predictions} --threads {threads} > {log} 2>&1"
+
+
+rule evaluate:
+    input:
+        raw_data,
+        predictions=of_every_seed("predictions.json"),
+        weights=of_every_seed("weights.safetensors"),
+        curves=of_every_seed("curve.csv"),
+        records=of_every_seed("provenance.json"),
+        config="results/runs/{run}/config.yaml",
+        inference="results/runs/{run}/inference.yaml",
+    output:
+        metrics="results/runs/{run}/metrics.json",
+        curve="results/runs/{run}/curve.csv",
+        provenance="results/runs/{run}/provenance.json",
+    log:
+        "logs/evaluate/{run}.log",
+    benchmark:
+        "logs/benchmarks/evaluate/{run}.tsv"
+    params:
+        root=SETTINGS.root,
+        seeds=seed_options,
+    shell:
+        "vexkd evaluate {wildcards.run} --models models --results results --root {params.root}"
+        " {params.seeds} > {log} 2>&1"

@@ -1,0 +1,1 @@
+"""Python that the workflow calls outside the package."""

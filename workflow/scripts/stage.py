@@ -1,0 +1,48 @@
+"""The command of the stages in dvc.yaml: Snakemake makes what is asked for, then everything is held against params.yaml.
+
+DVC reads params.yaml after a stage's command. So the command fails if the file changed meanwhile, and it fails if a run's
+weights or metrics were not made with it: what DVC records is what was made. The profile is SNAKEMAKE_PROFILE's, or local.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from vexkd import params, seal
+from vexkd.errors import InputError
+
+PARAMS = Path("params.yaml")
+
+
+def snakemake(*targets: str) -> None:
+    """Run Snakemake on these targets, in this environment; its failure is ours."""
+    environment = {**os.environ, "SNAKEMAKE_PROFILE": os.environ.get("SNAKEMAKE_PROFILE") or "local"}
+    subprocess.run([sys.executable, "-m", "snakemake", "--", *targets], env=environment, check=True)
+
+
+def make(target: str) -> None:
+    """Make a target; the town first and by itself where it is missing, for that alone outdates nothing made from it."""
+    settings = params.load(PARAMS)
+    if settings.synthetic is not None and not Path(settings.root).is_dir():
+        snakemake(settings.root)
+    snakemake(target)
+
+
+def main(target: str) -> None:
+    before = PARAMS.read_text()
+    make(target)
+    if PARAMS.read_text() != before:
+        raise InputError(f"{PARAMS} changed while this ran, so nothing is recorded; run `dvc repro` again.")
+    problems = seal.check(params.load(PARAMS)) if target == "all" else []
+    if problems:
+        raise InputError("\n".join([*problems, "Nothing is recorded."]))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except InputError as error:
+        sys.exit(str(error))
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
