@@ -151,6 +151,13 @@ def test_paste_only_in_lidar_training_and_its_epochs(built):
         _dataset(built, paste=database)
 
 
+def test_database_travels_by_its_name(built):
+    database = paste.PasteDatabase(built / "paste")
+    build, (directory,) = database.__reduce__()
+    again = build(directory)
+    np.testing.assert_array_equal(again.points(1), database.points(1))
+
+
 def test_settings_that_cannot_be(built):
     with pytest.raises(InputError, match=r"sensors \['radar'\] are not some of lidar, camera"):
         _dataset(built, sensors=["radar"])

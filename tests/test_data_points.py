@@ -8,7 +8,7 @@ from test_data_tiny import POST, VERSION, write
 
 from vexkd import geometry
 from vexkd.data import infos as info_tools
-from vexkd.data.points import Sweep, choose_sweeps, read_lidar, stack_sweeps
+from vexkd.data.points import Sweep, choose_sweeps, in_bounds, move_in_place, read_lidar, stack_sweeps
 from vexkd.errors import InputError
 
 
@@ -75,3 +75,19 @@ def test_choice_of_sweeps():
     drawn = [tuple(choose_sweeps(10, 9, np.random.default_rng(seed))) for seed in range(40)]
     assert all(len(set(d)) == 9 for d in drawn)
     assert len(set(drawn)) > 5
+
+
+def test_fast_move_and_bounds_equal_the_plain_ones():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-60, 60, (1000, 5)).astype(np.float32)
+    points[0, :3], points[1, :3] = [-54, -54, -5], [54, 0, 0]
+    bounds = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
+    plain = ((points[:, :3] >= bounds[:3]) & (points[:, :3] < bounds[3:])).all(axis=1)
+    np.testing.assert_array_equal(in_bounds(points, bounds), np.flatnonzero(plain))
+    assert plain[0]
+    assert not plain[1]
+    matrix = geometry.rigid(geometry.yaw_rotation(0.7).elements, [1, 2, 3])
+    moved = points.copy()
+    move_in_place(moved, matrix)
+    np.testing.assert_allclose(moved[:, :3], geometry.move(matrix, points[:, :3]), atol=2e-5)
+    np.testing.assert_array_equal(moved[:, 3:], points[:, 3:])

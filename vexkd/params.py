@@ -201,8 +201,8 @@ class Distill(Strict):
     lambda_: float = Field(alias="lambda", description="weight of the distillation loss for the student, Eq. 8")
     mu: float = Field(description="weight of the distillation loss for the masks, Eq. 5")
     coupling: Literal["detached", "summed"] = Field(description="whether student and masks see only their own objective")
-    stop_mask_epoch: int | None = Field(description="first epoch without mask learning; null: never")
-    stop_mask_iteration: int | None
+    stop_mask_epoch: int | None = Field(default=None, description="first epoch without mask learning; null: never")
+    stop_mask_iteration: int | None = None
 
 
 class CenterPointInference(Strict):

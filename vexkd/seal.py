@@ -1,8 +1,8 @@
 """What ties results to settings: freeze params.yaml before anything is made, compare the weights with it afterwards.
 
-A run's weights carry, in the header of their file, the settings and the hashes of the files they were made from. `check`
-holds them against what params.yaml asks for now, so that neither a stale model nor a stale metric is recorded as current.
-Reads headers only: no torch.
+A run's weights carry, in the header of their file, the settings and the hashes of the files they were made from.
+`check` holds them against what params.yaml asks for now, so that neither a stale model nor a stale metric is recorded
+as current. Reads headers only: no torch.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def header(path: Path | str) -> dict[str, str]:
 
 
 def check(params: Params, models: Path | str = "models", names: Iterable[str] | None = None) -> list[str]:
-    """One sentence for whatever stands there of a run but would not be made by params.yaml as it is now; none if all agree.
+    """One sentence for each file of a run that params.yaml, as it is now, would not make; none if all agree.
 
     `names` are runs, all by default; an unknown one raises InputError. `artifacts` and `results` are looked for beside
     `models`. Weights must be there; other files are compared where they are (DVC itself misses what is not).
@@ -127,7 +127,7 @@ def frozen() -> Params:
 
 
 def _shared_settings(params: Params) -> dict[str, dict[str, Any]]:
-    """Settings that belong to no single run, by the file they are written to: the raw data, the pasted objects, tables."""
+    """Settings that belong to no single run, by the file they are written to: raw data, pasted objects, tables."""
     town = params.synthetic.model_dump(mode="json") if params.synthetic else None
     versions = sorted({run.data.version for run in params.runs.values()})
     pasting = [run for run in params.runs.values() if run.paste is not None]
@@ -138,7 +138,7 @@ def _shared_settings(params: Params) -> dict[str, dict[str, Any]]:
         )
     if len(pastes) > 1:
         raise InputError(
-            f"{params.path}: paste.min_points: the runs share one database of objects; give them all the same split and number."
+            f"{params.path}: paste.min_points: all runs share one database of objects; give them one split and number."
         )
     shared: dict[str, dict[str, Any]] = {"data": {"root": params.root, "version": versions[0], "synthetic": town}}
     if town is not None:

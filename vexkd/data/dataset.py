@@ -22,7 +22,7 @@ from vexkd.data.augment import BevAugmentation, ImageAugmentation
 from vexkd.data.images import ImageDraw
 from vexkd.data.infos import Infos, Keyframe
 from vexkd.data.paste import PasteDatabase
-from vexkd.data.points import Sweep, choose_sweeps, read_lidar, stack_sweeps
+from vexkd.data.points import Sweep, choose_sweeps, in_bounds, move_in_place, read_lidar, stack_sweeps
 from vexkd.errors import InputError
 
 SENSORS = ("lidar", "camera")
@@ -144,10 +144,9 @@ class NuScenesDataset(Dataset):
     def _finish_points(self, points: np.ndarray, lidar_augment: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Augmented, inside the bounds, shuffled in training."""
         moved = points.copy()
-        moved[:, :3] = geometry.move(lidar_augment, points[:, :3])
-        low, high = np.array(self.bounds[:3], np.float32), np.array(self.bounds[3:], np.float32)
-        inside = np.flatnonzero(((moved[:, :3] >= low) & (moved[:, :3] < high)).all(axis=1))
-        return moved[rng.permutation(inside) if self.training else inside]
+        move_in_place(moved, lidar_augment)
+        inside = in_bounds(moved, self.bounds)
+        return np.take(moved, rng.permutation(inside) if self.training else inside, axis=0)
 
     def _read_images(self, keyframe: Keyframe, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
         """Images (N, 3, H, W), intrinsics (N, 3, 3), camera_from_lidar (N, 4, 4), image_augment (N, 3, 3); float32."""

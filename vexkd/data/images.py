@@ -73,8 +73,12 @@ def augment(image: Image.Image, draw: ImageDraw, size: tuple[int, int]) -> tuple
 
 def normalise(image: Image.Image) -> np.ndarray:
     """RGB image -> float32 (3, H, W) with ImageNet's mean 0 and deviation 1."""
-    pixels = np.asarray(image, dtype=np.float32)  # H W 3
-    return np.ascontiguousarray(((pixels - MEAN) / STD).transpose(2, 0, 1))  # 3 H W
+    pixels = np.asarray(image)  # H W 3
+    normal = np.empty((3, *pixels.shape[:2]), dtype=np.float32)  # 3 H W
+    for channel in range(3):
+        np.subtract(pixels[..., channel], MEAN[channel], out=normal[channel])
+        normal[channel] /= STD[channel]
+    return normal
 
 
 def _resize_and_crop(

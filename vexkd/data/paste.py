@@ -101,6 +101,11 @@ class PasteDatabase:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __reduce__(self) -> tuple[type[PasteDatabase], tuple[Path]]:
+        return PasteDatabase, (
+            self.directory,
+        )  # a spawned worker opens the files again instead of being sent the points
+
     def points(self, row: int) -> np.ndarray:
         """The points (P, 5) of one object, a copy."""
         return np.array(self._points[self.offsets[row] : self.offsets[row] + self.counts[row]])

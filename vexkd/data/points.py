@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vexkd import geometry
 from vexkd.errors import InputError
 
 POINT_BYTES = 20  # five float32
@@ -66,11 +65,29 @@ def stack_sweeps(key: np.ndarray, sweeps: Sequence[Sweep], *, pad_to: int = 0) -
     current[:, 4] = 0
     stacked = [current]
     for sweep in sweeps:
-        kept = sweep.points[not_close(sweep.points)]
-        moved = np.empty_like(kept)
-        moved[:, :3] = geometry.move(sweep.lidar_from_sweep, kept[:, :3])
-        moved[:, 3] = kept[:, 3]
+        moved = np.compress(not_close(sweep.points), sweep.points, axis=0)
+        move_in_place(moved, sweep.lidar_from_sweep)
         moved[:, 4] = sweep.lag
         stacked.append(moved)
     stacked += [current[not_close(current)]] * max(0, pad_to - len(sweeps))
     return np.concatenate(stacked)
+
+
+def move_in_place(points: np.ndarray, target_from_source: np.ndarray) -> None:
+    """Move points (P, >=3) to the target frame, in place; the other columns stay.
+
+    The same as `geometry.move`, column by column: for hundreds of thousands of points several times as fast.
+    """
+    matrix = np.asarray(target_from_source, dtype=points.dtype)
+    x, y, z = np.ascontiguousarray(points[:, :3].T)
+    for axis in range(3):
+        points[:, axis] = x * matrix[axis, 0] + y * matrix[axis, 1] + z * matrix[axis, 2] + matrix[axis, 3]
+
+
+def in_bounds(points: np.ndarray, bounds: Sequence[float]) -> np.ndarray:
+    """Rows of the points (P, >=3) with (x0, y0, z0) <= (x, y, z) < (x1, y1, z1)."""
+    inside = np.ones(len(points), dtype=bool)
+    for axis in range(3):
+        column = points[:, axis]
+        inside &= (column >= points.dtype.type(bounds[axis])) & (column < points.dtype.type(bounds[axis + 3]))
+    return np.flatnonzero(inside)

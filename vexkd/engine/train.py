@@ -155,8 +155,8 @@ class Trainer:
         epoch = self.position.step // self.steps_per_epoch
         self.bare.begin_step(epoch, self.position.step)
         rate = optim.apply_schedule(self.optimiser, self.run.train, self.position.step, self.total)
-        positives = sum(self.bare.positives(batch) for batch in batches) / len(batches)
-        positives = self.accelerator.reduce(positives, reduction="mean")  # of all parts of the global batch
+        positives = self.accelerator.reduce(sum(self.bare.positives(batch) for batch in batches), reduction="sum")
+        positives = positives.clamp(min=1) / (len(batches) * self.accelerator.num_processes)  # a part's share of the whole
         row: dict[str, float] = {}
         for batch in batches:
             with self.accelerator.autocast():
@@ -164,7 +164,7 @@ class Trainer:
             self._refuse_non_finite(terms, batch)
             self.accelerator.backward(sum(terms.values()) / len(batches))
             for name, value in {**terms, **watched}.items():
-                row[name] = row.get(name, 0.0) + float(value) / len(batches)
+                row[name] = row.get(name, 0.0) + float(value.detach() if isinstance(value, Tensor) else value) / len(batches)
         trainable = [p for group in self.optimiser.param_groups for p in group["params"]]
         norm = self.accelerator.clip_grad_norm_(trainable, self.run.train.clip)
         self.stepper.step()
@@ -173,7 +173,7 @@ class Trainer:
         return {"step": self.position.step, "epoch": epoch, "lr": rate, "loss": loss, "gradient": float(norm), **row}
 
     def _refuse_non_finite(self, terms: dict[str, Tensor], batch: Batch) -> None:
-        bad = [name for name, value in terms.items() if not math.isfinite(float(value))]
+        bad = [name for name, value in terms.items() if not math.isfinite(float(value.detach()))]
         if bad:
             raise NonFiniteError(
                 f"{self.run.name}: loss term {bad[0]} is {float(terms[bad[0]])} at step {self.position.step} on samples "

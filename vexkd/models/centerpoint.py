@@ -126,20 +126,21 @@ class CenterPointHead(nn.Module):
     ) -> dict[str, Tensor]:
         """Heatmap and box loss, each summed over tasks.
 
-        `positives` replaces this batch's own counts where it is one part of a larger batch (see `positives`).
+        `positives` replaces this batch's own counts, none below 1, where it is one part of a larger batch: the whole's
+        counts over the number of parts.
         """
         targets = self.targets(boxes, labels)
         if positives is None:
-            positives = self.positives(boxes, labels)
+            positives = self.positives(boxes, labels).clamp(min=1)
         peaks, objects = positives.chunk(2)
         heat, box = 0.0, 0.0
         for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
-            heat = heat + heatmap.gaussian_focal_loss(prediction["heatmap"], target.heatmap) / peaks[index].clamp(min=1)
+            heat = heat + heatmap.gaussian_focal_loss(prediction["heatmap"], target.heatmap) / peaks[index]
             codes = torch.cat([prediction[name].float() for name in BRANCHES], dim=1)  # B 10 Y X
             found = codes[target.sample, :, target.row, target.column]  # O 10
             known = target.code.isfinite()
             difference = (found - torch.where(known, target.code, found.detach())).abs() * self.code_weights
-            box = box + difference.sum() / (objects[index] + 1e-4)
+            box = box + difference.sum() / objects[index]
         return {"heatmap": heat, "box": box * self.box_weight}
 
     @torch.no_grad()

@@ -129,8 +129,8 @@ class TransFusionHead(nn.Module):
     ) -> dict[str, Tensor]:
         """Heatmap, class and box loss; `positives` as in CenterPoint's head."""
         if positives is None:
-            positives = self.positives(boxes, labels)
-        peaks, matched = positives.clamp(min=1)
+            positives = self.positives(boxes, labels).clamp(min=1)
+        peaks, matched = positives
         target = self.heatmap_targets(boxes, labels)
         losses = {"heatmap": self.weights["heatmap"] * heatmap.gaussian_focal_loss(predictions["heatmap"], target) / peaks}
         classes, codes = 0.0, 0.0

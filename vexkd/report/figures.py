@@ -54,7 +54,7 @@ def distillation(*, params: Params, results: Path) -> None:
             axis.set_xlabel("AP, mAP, NDS (%)")
         note = runs.dataset(params, names)
         if frame.distilled_std.notna().any():
-            note += ". Bands: ± one standard deviation over the seeds"
+            note += "\nBands: ± one standard deviation over the seeds"
         drawing.heading(made, "What distillation gains", note)
         handles, labels = axes[0].get_legend_handles_labels()
         made.legend(handles, labels, loc="outside lower left", ncols=len(labels))
@@ -127,7 +127,7 @@ def curves(*, params: Params, results: Path) -> None:
             axis.set_xlabel("optimiser step")
         for axis in axes[::columns]:
             axis.set_ylabel("training loss")
-        note = f"{runs.dataset(params, names)}. Thin: logged values (means of at most {POINTS} bins); thick: running mean; one colour a seed"
+        note = f"{runs.dataset(params, names)}\nOne colour a seed; thick: running mean"
         drawing.heading(made, "Training curves", note)
 
 
@@ -152,7 +152,7 @@ def _curve(axis: Axes, frame: pd.DataFrame) -> None:
     for i, (_, curve) in enumerate(frame.groupby("seed")):
         colour = palette[i % len(palette)]
         smooth = curve.loss.rolling(max(1, len(curve) // 20), center=True, min_periods=1).mean()
-        axis.plot(curve.step, curve.loss, color=colour, linewidth=0.5, alpha=0.4, rasterized=True)
+        axis.plot(curve.step, curve.loss, color=colour, linewidth=0.5, alpha=0.4)
         axis.plot(curve.step, smooth, color=colour, linewidth=1.3)
     if (frame.loss > 0).all():
         axis.set_yscale("log")

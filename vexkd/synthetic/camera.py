@@ -67,13 +67,14 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 
 def camera_rays(intrinsic: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Unit vectors through the pixel centres in the camera frame, H*W 3."""
+    """Unit vectors through the pixel centres in the camera frame, float32 H*W 3."""
     width, height = size
-    column, row = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    x = (column - intrinsic[0, 2]) / intrinsic[0, 0]
-    y = (row - intrinsic[1, 2]) / intrinsic[1, 1]
-    rays = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
-    return rays / np.linalg.norm(rays, axis=1, keepdims=True)
+    x = ((np.arange(width) + 0.5 - intrinsic[0, 2]) / intrinsic[0, 0]).astype(np.float32)
+    y = ((np.arange(height) + 0.5 - intrinsic[1, 2]) / intrinsic[1, 1]).astype(np.float32)
+    rays = np.ones((height, width, 3), np.float32)
+    rays[..., 0], rays[..., 1] = x, y[:, None]
+    rays /= np.sqrt(1 + x * x + (y * y)[:, None])[..., None]
+    return rays.reshape(-1, 3)
 
 
 def _outlines(
@@ -119,12 +120,12 @@ def render(
     """
     width, height = size
     origin = town_from_camera[:3, 3]
-    rays = camera_rays(intrinsic, size) @ town_from_camera[:3, :3].T  # H*W 3
+    rays = camera_rays(intrinsic, size) @ town_from_camera[:3, :3].T.astype(np.float32)  # H*W 3
     solids = solids.select(footprint_distance(solids, origin) < SIGHT)
     first_row, rows, first_column, columns = _outlines(solids, town_from_camera, intrinsic, size)
     hits = cast(solids, origin, rays, *rectangles_to_pairs(first_row, rows, first_column, columns, width))
     down = rays[:, 2]
-    to_ground = np.where(down < -1e-4, -origin[2] / np.minimum(down, -1e-4), np.inf).astype(np.float32)
+    to_ground = np.where(down < -1e-4, np.float32(-origin[2]) / np.minimum(down, np.float32(-1e-4)), np.float32(np.inf))
     on_solid = hits.distance < to_ground
     distance = np.where(on_solid, hits.distance, to_ground)
     colour = _sky(rays, light)
@@ -132,10 +133,11 @@ def render(
     colour[earth] = _paint_ground(ground, origin, rays[earth], distance[earth], light)
     body = np.flatnonzero(on_solid)
     colour[body] = _paint_solids(solids, hits, origin, rays[body], body, light)
-    far = np.where(np.isfinite(distance), distance, 0.0)  # the sky has its own colour
-    haze = (1 - np.exp(-far * light.haze / 100.0)).astype(np.float32)[:, None]
-    colour = colour * (1 - haze) + light.sky.astype(np.float32) * haze
-    colour = colour * light.brightness + rng.standard_normal((len(colour), 1), np.float32) * 0.012
+    far = np.where(np.isfinite(distance), distance, np.float32(0))  # the sky has its own colour
+    haze = 1 - np.exp(far * np.float32(-light.haze / 100.0))[:, None]
+    colour += (light.sky.astype(np.float32) - colour) * haze
+    colour *= np.float32(light.brightness)
+    colour += rng.standard_normal((len(colour), 1), np.float32) * np.float32(0.012)
     owner = np.full(len(rays), -1, np.int32)
     visible = solids.texture[hits.solid[body]] != Texture.SHADOW
     owner[body] = np.where(visible, solids.owner[hits.solid[body]], -1)

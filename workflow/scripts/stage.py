@@ -1,7 +1,8 @@
-"""The command of the stages in dvc.yaml: Snakemake makes what is asked for, then everything is held against params.yaml.
+"""The command of the stages in dvc.yaml: Snakemake makes what is asked for, then all is held against params.yaml.
 
-DVC reads params.yaml after a stage's command. So the command fails if the file changed meanwhile, and it fails if a run's
-weights or metrics were not made with it: what DVC records is what was made. The profile is SNAKEMAKE_PROFILE's, or local.
+DVC reads params.yaml after a stage's command. So the command fails if the file changed meanwhile, and it fails if a
+run's weights or metrics were not made with it: what DVC records is what was made. The profile is SNAKEMAKE_PROFILE's,
+or local.
 """
 
 import os

@@ -1,0 +1,243 @@
+"""Training from files to files: resumed equals undisturbed bit for bit, bad weights are refused, predictions are nuScenes'."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from conftest import tiny_settings
+from vexkd import params
+from vexkd.engine import checkpoint, optim, session
+from vexkd.engine.predict import attribute, submission
+from vexkd.engine.train import NonFiniteError, Pace, Trainer, start_accelerator
+from vexkd.errors import InputError
+from vexkd.models import bev_model
+from vexkd.params import Schedule
+
+
+def test_one_cycle_schedule():
+    schedule = Schedule(kind="one-cycle", peak=10.0, rise=0.4, final=1e-4, warmup=0, warmup_from=1.0, beta1=[0.9, 0.805])
+    points = {0: (1.0, 0.9), 20: (5.5, 0.8525), 40: (10.0, 0.805), 100: (1e-4, 0.9)}
+    for step, (factor, beta1) in points.items():
+        assert optim.factors(schedule, step, 100) == pytest.approx((factor, beta1), rel=1e-6)
+
+
+def test_warmup_cosine_schedule():
+    schedule = Schedule(kind="warmup-cosine", peak=1.0, rise=0.4, final=0.0, warmup=10, warmup_from=1 / 3, beta1=[0.9, 0.805])
+    assert optim.factors(schedule, 0, 100)[0] == pytest.approx(1 / 3)
+    assert optim.factors(schedule, 5, 100)[0] == pytest.approx(2 / 3 * (1 + math.cos(math.pi * 0.05)) / 2)
+    assert optim.factors(schedule, 50, 100)[0] == pytest.approx(0.5)
+
+
+@pytest.fixture
+def desk(town, tmp_path):
+    """A folder with the runs' settings at test size, and what to train them with."""
+    settings = params.parse(tiny_settings())
+    params.write_configs(settings, tmp_path / "results")
+
+    def config(name, **changes):
+        folder = tmp_path / "results/runs" / name
+        if changes:
+            values = yaml.safe_load((folder / "config.yaml").read_text())
+            (folder / "config.yaml").write_text(params.dump({**values, **changes}))
+        return folder / "config.yaml"
+
+    def train(name, out="models", pace=None, **weights):
+        arguments = {"start": None, "teacher": None, "paste": None, **weights}
+        if name == "lidar-pretrain" or name == "centerpoint-det":
+            arguments["paste"] = town / "paste"
+        session.train(
+            config(name), root=town / "data", infos=town / "infos", out=tmp_path / out / name / "seed0", seed=0,
+            scratch=tmp_path / "scratch", threads=1, pace=pace or Pace(), device="cpu", **arguments,
+        )  # fmt: skip
+        return tmp_path / out / name / "seed0/weights.safetensors"
+
+    desk = type("Desk", (), {"config": staticmethod(config), "train": staticmethod(train), "path": tmp_path, "town": town})
+    return desk
+
+
+def same(first, second):
+    a, b = load_file(first), load_file(second)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_the_chain_from_pretraining_to_the_distilled_student(desk):
+    """Every run trains on the one before; the distilled weights hold the student alone and predict without the teacher."""
+    pretrained = desk.train("lidar-pretrain")
+    teacher = desk.train("fusion-det", start=pretrained)
+    student = desk.train("centerpoint-det-vexkd", teacher=teacher)
+    baseline = desk.train("centerpoint-det")
+    assert load_file(student).keys() == load_file(baseline).keys()
+    header = checkpoint.read_header(student)
+    assert header["settings"]["name"] == "centerpoint-det-vexkd"
+    assert set(header["inputs"]) == {"infos", "teacher"}
+    out = desk.path / "predictions.json"
+    session.predict(
+        student, root=desk.town / "data", infos=desk.town / "infos", out=out, config=desk.config("centerpoint-det-vexkd"),
+        inference=None, batch=2, workers=0, threads=1, device="cpu",
+    )  # fmt: skip
+    assert len(json.loads(out.read_text())["results"]) == 3
+    curve = (student.parent / "curve.csv").read_text().splitlines()
+    assert len(curve) == 1 + 6  # two epochs of three samples
+    assert {"distill.low", "masked.heatmap", "mask.low.entropy", "gradient"} <= set(curve[0].split(","))
+    with pytest.raises(InputError, match="these are the weights of lidar-pretrain"):
+        desk.train("centerpoint-det-vexkd", out="other", teacher=pretrained)
+
+
+def test_a_killed_run_resumes_bit_for_bit(desk):
+    """SIGTERM in the middle of an epoch, then the same command again: weights and curve equal an undisturbed run's."""
+    undisturbed = desk.train("centerpoint-det", out="undisturbed")
+    command = [
+        sys.executable, "-m", "vexkd.cli", "train", "--config", desk.config("centerpoint-det"), "--root", desk.town / "data",
+        "--infos", desk.town / "infos", "--paste", desk.town / "paste", "--out", desk.path / "killed", "--scratch",
+        desk.path / "scratch", "--threads", "1", "--device", "cpu",
+    ]  # fmt: skip
+    command = [str(part) for part in command]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in run.stdout:
+        if line.startswith("step 2/"):
+            run.send_signal(signal.SIGTERM)
+            break
+    assert run.wait(timeout=120) == 75, run.stderr.read()
+    assert not (desk.path / "killed/weights.safetensors").exists()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert "resumed at step" in again.stdout
+    assert same(undisturbed, desk.path / "killed/weights.safetensors")
+    assert (undisturbed.parent / "curve.csv").read_text() == (desk.path / "killed/curve.csv").read_text()
+    assert not list((desk.path / "scratch").glob("*/*/state.safetensors"))
+
+
+def test_a_distillation_resumes_bit_for_bit(desk, monkeypatch):
+    """The optimiser's moments, the masks and the random state included; the stop of the masks lies in between."""
+    settings = params.parse(tiny_settings())
+    teacher_run = settings.run("fusion-det")
+    torch.manual_seed(1)
+    teacher = desk.path / "teacher.safetensors"
+    checkpoint.save_weights(teacher, bev_model.build(teacher_run), run=teacher_run, inputs={}, record={})
+    undisturbed = desk.train("centerpoint-det-vexkd", out="undisturbed", teacher=teacher)
+    stops = iter([2, 4])
+
+    def stop_once_there(self, seconds, when=[next(stops)]):  # noqa: B006 - the list is the memory between calls
+        if self.position.step == when[0]:
+            when[0] = next(stops, None)
+            return True
+        return False
+
+    monkeypatch.setattr(Trainer, "_should_stop", stop_once_there)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            desk.train("centerpoint-det-vexkd", teacher=teacher)
+        assert stop.value.code == 75
+    assert same(undisturbed, desk.train("centerpoint-det-vexkd", teacher=teacher))
+
+
+def test_accumulated_parts_equal_the_whole_batch(desk, town):
+    """Frozen BatchNorm, so that only the loss's own normalisation is compared: two parts of one sample, one of two."""
+    values = tiny_settings()
+    values["train"] |= {"batch": 2}
+    run = params.parse(values).run("centerpoint-det")
+    found = []
+    for accumulate in (1, 2):
+        trainer = make_trainer(run, town, desk.path / f"state{accumulate}", Pace(accumulate=accumulate))
+        trainer.bare.eval()
+        row = trainer._step(next(trainer._epoch(0)))
+        found.append((row["loss"], row["gradient"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def make_trainer(run, town, state, pace=None):
+    from vexkd.data.infos import load
+    from vexkd.engine import tasks
+    from vexkd.engine.seeding import seed_everything
+
+    seed_everything(0)
+    task, images = tasks.build_task(run, start=None, teacher=None)
+    dataset = tasks.training_set(run, images, root=town / "data", infos=load(town / "infos"), paste=town / "paste", seed=0)
+    accelerator = start_accelerator("fp32", "cpu")
+    return Trainer(task=task, dataset=dataset, run=run, seed=0, state=state, pace=pace or Pace(), accelerator=accelerator)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(settings, town, tmp_path):
+    trainer = make_trainer(settings.run("centerpoint-det"), town, tmp_path / "state")
+    with torch.no_grad():
+        trainer.bare.model.head.shared[0].weight.fill_(float("nan"))
+    batches = next(trainer._epoch(0))
+    with pytest.raises(NonFiniteError) as error:
+        trainer._step(batches)
+    message = str(error.value)
+    assert "task.heatmap" in message
+    assert "at step 0" in message
+    assert batches[0].token[0] in message
+
+
+def test_starting_from_a_part_lists_what_is_new(settings, tmp_path):
+    pretrain, teacher = settings.run("lidar-pretrain"), settings.run("fusion-det")
+    path = tmp_path / "weights.safetensors"
+    checkpoint.save_weights(path, bev_model.build(pretrain), run=pretrain, inputs={}, record={})
+    model = bev_model.build(teacher)
+    assert checkpoint.start_from(model, path) == ["camera", "fusion"]
+    stem = load_file(path)["lidar.stem.conv.conv.weight"]
+    assert torch.equal(model.lidar.stem.conv.conv.weight, stem)
+    student = bev_model.build(settings.run("centerpoint-det"))
+    with pytest.raises(InputError, match="cannot start from these weights"):
+        checkpoint.start_from(student, path)
+
+
+def test_weights_of_another_model_or_other_settings_are_refused(settings, tmp_path):
+    run = settings.run("centerpoint-det")
+    path = tmp_path / "weights.safetensors"
+    checkpoint.save_weights(path, bev_model.build(run), run=run, inputs={}, record={})
+    model, found = checkpoint.load_model(path, expected=run)
+    assert found == run
+    with pytest.raises(InputError, match="those of run centerpoint-det, not of lidar-pretrain"):
+        checkpoint.load_model(path, expected=settings.run("lidar-pretrain"))
+    changed = params.from_values({**run.training(), "train": {**run.training()["train"], "lr": 0.5}}, run.after_training(), "x")
+    with pytest.raises(InputError, match=r"trained with train.lr = 0.001, the settings now say 0.5"):
+        checkpoint.load_model(path, expected=changed)
+    with pytest.raises(InputError, match="do not fit the model"):
+        checkpoint.load_strictly(bev_model.build(settings.run("lidar-pretrain")), checkpoint.read_tensors(path), "x")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 300, -10])
+def test_cut_weights_are_refused(settings, tmp_path, keep):
+    run = settings.run("centerpoint-det")
+    path = tmp_path / "weights.safetensors"
+    checkpoint.save_weights(path, bev_model.build(run), run=run, inputs={}, record={})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match="weights.safetensors"):
+        checkpoint.load_model(path)
+
+
+def test_submission_is_in_the_global_frame():
+    from vexkd import geometry
+    from vexkd.batch import Detections
+
+    matrix = geometry.rigid([math.cos(math.pi / 4), 0, 0, math.sin(math.pi / 4)], [100.0, 200.0, 1.0])  # a quarter turn left
+    found = Detections(
+        boxes=torch.tensor([[2.0, 1.0, 0.5, 4.0, 2.0, 1.5, 0.0, 3.0, 0.0]] * 2), scores=torch.tensor([0.3, 0.9]), labels=torch.tensor([0, 9])
+    )
+    entries = submission("t", found, matrix, limit=1)
+    assert len(entries) == 1
+    entry = entries[0]
+    assert entry["detection_name"] == "traffic_cone"
+    assert entry["attribute_name"] == ""
+    assert entry["translation"] == pytest.approx([99.0, 202.0, 1.5])
+    assert entry["size"] == [2.0, 4.0, 1.5]
+    assert entry["velocity"] == pytest.approx([0.0, 3.0], abs=1e-6)
+    assert entry["rotation"] == pytest.approx([math.cos(math.pi / 4), 0, 0, math.sin(math.pi / 4)], abs=1e-5)
+
+
+def test_attributes_follow_the_speed():
+    assert attribute("car", 1.0) == "vehicle.moving"
+    assert attribute("bus", 0.1) == "vehicle.stopped"
+    assert attribute("pedestrian", 0.1) == "pedestrian.standing"
+    assert attribute("barrier", 5.0) == ""

@@ -1,0 +1,160 @@
+"""Targets and decoding of both heads against hand-worked numbers, and each head overfitting two boxes."""
+
+import pytest
+import torch
+
+from vexkd.boxes import CLASSES
+from vexkd.geometry import BevGrid
+from vexkd.models import centerpoint, heatmap, transfusion
+from vexkd.models.centerpoint import CenterPointHead
+from vexkd.models.transfusion import TransFusionHead
+
+GRID = BevGrid((-12.0, -12.0, -5.0, 12.0, 12.0, 3.0), 0.6)
+CODE_WEIGHTS = [1.0] * 8 + [0.2] * 2
+BOXES = torch.tensor(
+    [[3.1, -4.7, 0.5, 4.6, 1.95, 1.7, 0.6, 2.0, -1.0], [-6.2, 5.9, 0.2, 0.7, 0.7, 1.8, -2.0, float("nan"), float("nan")]]
+)
+LABELS = torch.tensor([CLASSES.index("car"), CLASSES.index("pedestrian")])
+
+
+def centerpoint_head(**more):
+    settings = {
+        "in_channels": 16, "grid": GRID, "tasks": [["car", "truck"], ["pedestrian"]], "shared_channels": 16,
+        "branch_channels": 16, "overlap": 0.1, "min_radius": 2, "max_objects": 500, "box_weight": 0.25,
+        "code_weights": CODE_WEIGHTS,
+    }  # fmt: skip
+    return CenterPointHead(**{**settings, **more})
+
+
+def transfusion_head(**more):
+    settings = {
+        "in_channels": 16, "grid": GRID, "channels": 16, "proposals": 12, "layers": 1, "heads": 2, "ffn": 32, "dropout": 0.0,
+        "peak_classes": ["pedestrian", "traffic_cone"], "overlap": 0.1, "min_radius": 2, "class_cost": 0.15, "box_cost": 0.25,
+        "iou_cost": 0.25, "class_weight": 1.0, "heatmap_weight": 1.0, "box_weight": 0.25, "code_weights": CODE_WEIGHTS,
+    }  # fmt: skip
+    return TransFusionHead(**{**settings, **more})
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "radius"), [(4.6, 1.95, 2.096), (10, 3, 3.724), (12, 2.9, 3.917), (0.6, 0.6, 0.432)]
+)
+def test_gaussian_radius(length, width, radius):
+    """In cells of 0.6 m, overlap 0.1: the published, non-exact variant."""
+    found = heatmap.gaussian_radius(torch.tensor(length / 0.6), torch.tensor(width / 0.6), 0.1)
+    assert float(found) == pytest.approx(radius, abs=1e-3)
+
+
+def test_heatmap_by_hand():
+    """Peak 1 at the box's cell, exp(-1 / (2 (5/6)^2)) beside it, nothing beyond the radius, maximum where two meet."""
+    drawn = heatmap.draw(BOXES[:1], torch.zeros(1, dtype=torch.long), 1, GRID, overlap=0.1, min_radius=2)[0]
+    row, column = int((-4.7 + 12) / 0.6), int((3.1 + 12) / 0.6)  # y, x
+    assert (row, column) == (12, 25)
+    assert drawn[row, column] == 1
+    assert float(drawn[row + 1, column]) == pytest.approx(0.486752, abs=1e-5)
+    assert drawn[row, column + 3] == 0
+    near = BOXES[:1].clone()
+    near[0, 0] += 0.6
+    both = heatmap.draw(torch.cat([BOXES[:1], near]), torch.zeros(2, dtype=torch.long), 1, GRID, overlap=0.1, min_radius=2)[0]
+    assert both[row, column] == 1
+    assert both[row, column + 1] == 1
+
+
+def test_boxes_outside_the_grid_are_no_targets():
+    outside = BOXES[:1].clone()
+    outside[0, 0] = -12.1  # truncation toward zero would put it into cell 0
+    drawn = heatmap.draw(outside, torch.zeros(1, dtype=torch.long), 1, GRID, overlap=0.1, min_radius=2)
+    assert drawn.max() == 0
+    assert float(centerpoint_head().positives([outside], [LABELS[:1]]).sum()) == 0
+
+
+def test_both_heads_see_a_box_in_the_same_cell():
+    """Axis order is the silent bug of this field."""
+    dense = transfusion_head().heatmap_targets([BOXES], [LABELS])[0, CLASSES.index("car")]
+    sparse = centerpoint_head().targets([BOXES], [LABELS])[0].heatmap[0, 0]
+    assert dense.argmax() == sparse.argmax() == 12 * 40 + 25
+
+
+def test_centerpoint_targets_by_hand():
+    target = centerpoint_head().targets([BOXES], [LABELS])[0]
+    assert (int(target.sample), int(target.row), int(target.column)) == (0, 12, 25)
+    wanted = torch.tensor([15.1 / 0.6 - 25, 7.3 / 0.6 - 12, 0.5, *torch.tensor([4.6, 1.95, 1.7]).log(), 0.564642, 0.825336, 2.0, -1.0])
+    torch.testing.assert_close(target.code[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_codes_decode_to_their_boxes():
+    exact, whole, _ = heatmap.cells_of(BOXES, GRID)
+    back = centerpoint.decode_codes(centerpoint.encode(BOXES, exact - whole), whole.float(), GRID)
+    torch.testing.assert_close(back, BOXES, rtol=1e-4, atol=1e-4, equal_nan=True)
+    back = transfusion.decode_codes(transfusion.encode(BOXES, GRID), GRID)
+    torch.testing.assert_close(back, BOXES, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("make", [centerpoint_head, transfusion_head])
+def test_head_overfits_two_boxes(make):
+    torch.manual_seed(0)
+    head = make()
+    feature = torch.randn(1, 16, *GRID.shape)
+    optimiser = torch.optim.Adam(head.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 300)
+    for _ in range(300):
+        loss = sum(head.loss(head(feature), [BOXES], [LABELS]).values())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    head.eval()
+    for module in head.modules():  # one sample's statistics are not the running ones
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train()
+    bounds = (-20.0, -20.0, -10.0, 20.0, 20.0, 10.0)
+    if make is centerpoint_head:
+        nms = {"top": 50, "score": 0.1, "nms": "rotated", "threshold": 0.2, "radius": [4, 1], "pre": 100, "post": 10}
+        found = head.decode(head(feature), bounds=bounds, **nms)[0]
+    else:
+        found = head.decode(head(feature), bounds=bounds, score=0.1)[0]
+    for box, label in zip(BOXES, LABELS, strict=True):
+        best = found.boxes[found.labels == label][0]
+        assert (best[:2] - box[:2]).norm() < 0.3
+        assert (best[3:6] - box[3:6]).abs().max() < 0.3
+        assert torch.cos(best[6] - box[6]) > 0.97
+
+
+@pytest.mark.parametrize("make", [centerpoint_head, transfusion_head])
+def test_loss_of_parts_adds_up_to_the_loss_of_the_whole(make):
+    """With the counts of the whole batch, the mean over equal parts is the loss of the batch, whatever the split."""
+    torch.manual_seed(0)
+    head = make().eval()
+    feature = torch.randn(2, 16, *GRID.shape)
+    boxes, labels = [BOXES, BOXES[:1]], [LABELS, LABELS[:1]]
+    whole = head.loss(head(feature), boxes, labels)
+    mean = head.positives(boxes, labels).clamp(min=1) / 2
+    parts = [head.loss(head(feature[i : i + 1]), boxes[i : i + 1], labels[i : i + 1], mean) for i in range(2)]
+    for name, value in whole.items():
+        assert float(sum(p[name].detach() for p in parts) / 2) == pytest.approx(float(value.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [centerpoint_head, transfusion_head])
+def test_no_object_gives_a_finite_loss(make):
+    head = make()
+    losses = head.loss(head(torch.randn(1, 16, *GRID.shape)), [BOXES[:0]], [LABELS[:0]])
+    assert all(torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+
+
+def test_transfusion_assigns_each_box_its_nearest_proposal():
+    head = transfusion_head()
+    codes = transfusion.encode(torch.cat([BOXES[1:], BOXES[:1], BOXES[:1] + 3]), GRID).nan_to_num()
+    logits = torch.zeros(3, len(CLASSES))
+    proposal, box = head.assign(codes, logits, BOXES, LABELS)
+    assert sorted(zip(proposal.tolist(), box.tolist(), strict=True)) == [(0, 1), (1, 0)]
+
+
+def test_transfusion_finds_no_border_peak_but_for_the_small_classes():
+    head = transfusion_head(proposals=4)
+    logits = torch.full((1, len(CLASSES), *GRID.shape), -9.0)
+    logits[0, CLASSES.index("car"), 0, 7] = 5.0
+    logits[0, CLASSES.index("pedestrian"), 0, 9] = 3.0
+    logits[0, CLASSES.index("bus"), 20, 20] = 2.0
+    _, label, cell = head._propose(logits)
+    assert label[0, :2].tolist() == [CLASSES.index("pedestrian"), CLASSES.index("bus")]
+    assert cell[0, :2].tolist() == [9, 20 * 40 + 20]

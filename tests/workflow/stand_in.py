@@ -1,0 +1,153 @@
+"""Stands in for `vexkd` in the workflow's tests: every verb makes its outputs at once, from its inputs' content.
+
+Nothing is learnt: what is tested is which jobs run. Each call is appended to the file that STAND_IN_CALLS names.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+from vexkd import params, provenance, seal
+
+
+def main(verb: str, *arguments: str) -> None:
+    names, options = parse(arguments)
+    log = os.environ.get("STAND_IN_CALLS")
+    if log:
+        subject = [*names, *(Path(options["out"]).parts[1:] if "out" in options and "config" in options else [])]
+        subject += Path(options["weights"]).parts[1:-1] if verb == "predict" else []
+        with open(log, "a") as stream:
+            print(verb, *subject, file=stream)
+    VERBS[verb](names, options)
+
+
+def parse(arguments: tuple[str, ...]) -> tuple[list[str], dict]:
+    names: list[str] = []
+    options: dict = {"seeds": []}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--all":
+            options["all"] = True
+        elif word == "--seeds":
+            options["seeds"].append(rest.pop(0))
+        elif word.startswith("--"):
+            options[word[2:]] = rest.pop(0)
+        else:
+            names.append(word)
+    return names, options
+
+
+def write(path: str | Path, *content: object) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(str(part) for part in content) + "\n")
+
+
+def digest(*paths: str | Path) -> str:
+    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()
+
+
+def synthesize(names: list[str], options: dict) -> None:
+    root = Path(names[0])
+    if root.is_dir() and any(root.iterdir()):
+        sys.exit(f"{root} is not empty")
+    write(root / "v1.0-mini" / "scene.json", sorted(options.items()))
+
+
+def doctor(names: list[str], options: dict) -> None:
+    tables = sorted(Path(options["root"]).glob("v1.0-*/*.json"))
+    write(options["manifest"], options["version"], digest(*tables))
+
+
+def infos(names: list[str], options: dict) -> None:
+    manifest = digest("artifacts/manifest.parquet")
+    for name in ("samples", "sweeps", "cameras", "boxes"):
+        write(Path(options["out"]) / f"{name}.parquet", name, manifest)
+
+
+def paste(names: list[str], options: dict) -> None:
+    for name in ("points.npy", "index.parquet"):
+        write(
+            Path(options["out"]) / name,
+            options["split"],
+            options["min-points"],
+            digest("artifacts/infos/boxes.parquet"),
+        )
+
+
+def train(names: list[str], options: dict) -> None:
+    if not Path(options["root"]).is_dir():
+        sys.exit(f"{options['root']}: there is no such data set")
+    if meanwhile := os.environ.get("STAND_IN_MEANWHILE"):
+        subprocess.run(meanwhile, shell=True, check=True)
+    out, settings = Path(options["out"]), yaml.safe_load(Path(options["config"]).read_text())
+    run = SimpleNamespace(**{key: settings.get(key) for key in ("name", "paste", "start", "teacher")})
+    sources = seal.inputs(run, int(options["seed"]))
+    for name in ("paste", "start", "teacher"):
+        if (name in sources) != (name in options):
+            sys.exit(f"{run.name}: --{name} does not fit the settings")
+    recorded = {name: seal.content_digest(path) for name, path in sources.items()}
+    metadata = {
+        "format": seal.FORMAT,
+        "settings": json.dumps(settings),
+        "inputs": json.dumps(recorded),
+        "provenance": "{}",
+    }
+    content = json.dumps({"__metadata__": metadata, "seed": options["seed"]}).encode()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "weights.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
+    write(out / "curve.csv", "epoch,loss", "0,1.0", "1,0.5")
+    write(out / "provenance.json", "{}")
+
+
+def predict(names: list[str], options: dict) -> None:
+    inference = yaml.safe_load(Path(options["inference"]).read_text())
+    results = digest(options["weights"], options["inference"])
+    write(options["out"], json.dumps({"meta": {"use_lidar": True, "inference": inference}, "results": results}))
+
+
+def evaluate(names: list[str], options: dict) -> None:
+    folder = Path("results/runs") / names[0]
+    seeds = {seed: Path("models") / names[0] / f"seed{seed}" for seed in options["seeds"]}
+    score = int(digest(*(seed / "predictions.json" for seed in seeds.values()))[:6], 16) / 2**24
+    made = {
+        "predictions": {name: provenance.file_digest(seed / "predictions.json") for name, seed in seeds.items()},
+        "weights": {
+            name: {"weights.safetensors": provenance.file_digest(seed / "weights.safetensors")}
+            for name, seed in seeds.items()
+        },
+    }
+    write(folder / "metrics.json", json.dumps({"NDS": score}))
+    write(folder / "curve.csv", next(iter(seeds.values())).joinpath("curve.csv").read_text().strip())
+    write(folder / "provenance.json", json.dumps({"evaluation": made}))
+
+
+def table(names: list[str], options: dict) -> None:
+    rows = params.load(options["params"]).table(names[0])
+    scores = [Path(f"results/runs/{row}/metrics.json").read_text().strip() for row in rows]
+    for end in ("csv", "md", "tex", "provenance.json"):
+        write(f"results/tables/{names[0]}.{end}", *zip(rows, scores, strict=True))
+
+
+def figure(names: list[str], options: dict) -> None:
+    for end in ("png", "svg", "csv"):
+        write(f"results/figures/{'-'.join(names)}.{end}", names)
+
+
+def check(names: list[str], options: dict) -> None:
+    problems = seal.check(params.load(options.get("params", "params.yaml")), names=names or None)
+    if problems:
+        sys.exit("\n".join(problems))
+
+
+VERBS = {f.__name__: f for f in (synthesize, doctor, infos, paste, train, predict, evaluate, table, figure, check)}
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,115 @@
+"""What Snakemake plans, from the literal commands of the README, and the files that decide it."""
+
+import importlib.util
+from collections import Counter
+
+import pytest
+import yaml
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+from vexkd import params
+
+
+@pytest.fixture(scope="module")
+def place(checkout):
+    return checkout()
+
+
+def expected(settings: params.Params) -> Counter[str]:
+    """The whole matrix, counted from the settings alone."""
+    runs, seeds = len(settings.runs), len(settings.seeds)
+    distilled = sum(run.kind == "distilled" for run in settings.runs.values())
+    once = {"doctor": 1, "infos": 1, "paste": 1, "synthesize": 1 if settings.synthetic else 0}
+    each = {"train": runs * seeds, "predict": runs * seeds, "evaluate": runs, "table": len(settings.tables)}
+    return Counter({**once, **each, "birdseye": distilled, "distillation": 1, "curves": 1}) + Counter()
+
+
+def test_the_paper_is_planned_without_the_data(place):
+    assert place.plan() == expected(params.load(ROOT / "params.yaml"))
+
+
+def test_the_demo_is_planned(place):
+    assert place.plan(folder="demo") == expected(params.load(ROOT / "demo" / "params.yaml"))
+
+
+def test_a_table_needs_its_rows_and_no_more(place):
+    settings = params.load(ROOT / "params.yaml")
+    students = {settings.run(row).student for row in settings.table("main")} - {None}
+    planned = place.plan("table_main")
+    assert planned["evaluate"] == len({*settings.table("main"), *students})
+    assert planned["table"] == 1
+    assert "birdseye" not in planned
+
+
+def test_lint_and_format(place):
+    assert "good condition" in place.run("snakemake", "--lint")
+    place.run("snakefmt", "--check", "workflow")
+
+
+def test_the_demo_stays_in_its_folder_and_is_made_once(place):
+    place.calls()
+    place.snakemake("--directory", "demo")
+    settings = params.load(ROOT / "demo" / "params.yaml")
+    assert len(place.calls()) == sum(expected(settings).values())
+    assert (place.folder / "demo/results/tables/main.md").is_file()
+    assert not place.run("git", "status", "--short", "demo")
+    assert not (place.folder / "models").exists()
+    assert "Nothing to be done" in place.snakemake("--directory", "demo")
+    assert not place.calls()
+
+
+def test_a_bad_setting_is_named_before_anything_runs(place):
+    original = (place.folder / "params.yaml").read_text()
+    try:
+        (place.folder / "params.yaml").write_text(
+            original.replace("\n  weight_decay:", "\n  weight_decoy: 0.1\n  weight_decay:", 1)
+        )
+        assert "train.weight_decoy: there is no such setting" in place.snakemake("-n", fails=True)
+    finally:
+        (place.folder / "params.yaml").write_text(original)
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "demo/params.yaml"])
+def test_snakemake_and_dvc_read_equal_values(name):
+    text = (ROOT / name).read_text()
+    ours, theirs = yaml.safe_load(text), YAML(typ="safe").load(text)
+    assert ours == theirs
+    assert types(ours) == types(theirs)
+
+
+def types(value):
+    """The same nest of containers with types for values: 1 equals 1.0, but is not the same setting."""
+    if isinstance(value, dict):
+        return {key: types(item) for key, item in value.items()}
+    return [types(item) for item in value] if isinstance(value, list) else type(value)
+
+
+def test_both_scales_have_the_same_keys():
+    paper, demo = (yaml.safe_load((ROOT / name).read_text()) for name in ("params.yaml", "demo/params.yaml"))
+    assert set(paper) == set(demo), "a scale without an embedded data set says `synthetic: null`"
+    apart = {"synthetic", "reported", *params.KINDS, "tables", "backbone"}
+    for block in set(paper) - apart:
+        assert keys(paper[block], apart) == keys(demo[block], apart), block
+
+
+def keys(value, apart):
+    return (
+        {key: keys(item, apart) for key, item in value.items() if key not in apart} if isinstance(value, dict) else None
+    )
+
+
+@pytest.mark.parametrize("name", ["local", "slurm"])
+def test_the_profiles_name_rules_that_exist(place, name):
+    assert (ROOT / name).is_symlink()
+    profile = yaml.safe_load((ROOT / name / "config.yaml").read_text())
+    assert profile["max-checksum-file-size"] == "100GB"
+    assert "code" not in profile["rerun-triggers"]
+    rules = set(place.run("snakemake", "--list-rules").split()) | {"synthesize"}
+    assert set(profile.get("set-threads", {})) | set(profile.get("set-resources", {})) <= rules
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("snakemake_executor_plugin_slurm"), reason="needs the extra [slurm]")
+def test_the_literal_call_on_a_cluster_plans_the_paper(place):
+    out = place.run("snakemake", "--profile", "slurm", "-n", "--quiet")
+    assert str(sum(expected(params.load(ROOT / "params.yaml")).values()) + 1) in out
