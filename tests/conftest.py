@@ -51,7 +51,9 @@ def town(tmp_path_factory) -> Path:
         progress=False,
     )
     infos.build(base / "data", "v1.0-mini", base / "infos", progress=False)
-    paste.build(base / "data", base / "infos", base / "paste", split="mini_train", min_points=5, workers=1, progress=False)
+    paste.build(
+        base / "data", base / "infos", base / "paste", split="mini_train", min_points=5, workers=1, progress=False
+    )
     return base
 
 
@@ -60,7 +62,13 @@ def tiny_settings() -> dict:
     raw = yaml.safe_load((ROOT / "demo/params.yaml").read_text())
     raw["bev"] = {"range": [-25.6, -25.6, -5.0, 25.6, 25.6, 3.0], "voxel": [0.4, 0.4, 0.4], "cell": 1.6}
     raw["lidar"] |= {"channels": [4, 8, 8], "blocks": 1, "out_channels": 8}
-    raw["camera"] |= {"image_size": [64, 128], "step": 1.6, "neck_channels": 8, "channels": 8, "depth": [1.0, 27.0, 2.0]}
+    raw["camera"] |= {
+        "image_size": [64, 128],
+        "step": 1.6,
+        "neck_channels": 8,
+        "channels": 8,
+        "depth": [1.0, 27.0, 2.0],
+    }
     raw["camera"]["depth_channels"] = [4, 4, 8]
     raw["camera"]["backbone"] |= {"widths": [4, 8, 8, 8], "stem": 4}
     raw["image_augment"] |= {"resize": [0.8, 1.0], "test_resize": 0.8}

@@ -183,6 +183,17 @@ def test_repeated_token_and_lost_keyframe(tmp_path):
         info_tools.build(root, VERSION, tmp_path / "out", progress=False)
 
 
+def test_lost_sensor_and_lost_ego_pose(tmp_path):
+    root = write(tmp_path / "set")
+    for table, message in (("sensor", "names a sensor that"), ("ego_pose", "names an ego pose that")):
+        path = root / VERSION / f"{table}.json"
+        whole = path.read_text()
+        path.write_text(json.dumps(json.loads(whole)[:-1]))
+        with pytest.raises(InputError, match=message):
+            info_tools.build(root, VERSION, tmp_path / "out", progress=False)
+        path.write_text(whole)
+
+
 @pytest.mark.parametrize("name", info_tools.FILES)
 def test_damaged_infos_are_refused(built, tmp_path, name):
     for file in info_tools.FILES:

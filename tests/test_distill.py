@@ -32,7 +32,9 @@ def test_disjoint_supports_cost_the_root_of_two():
     assert float(attention_transfer(student, teacher, None, power=1)) == pytest.approx(2**0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize(("channels", "power", "expected"), [(256, 1, 0.0663), (256, 2, 0.1237), (64, 1, 0.133), (64, 2, 0.246)])
+@pytest.mark.parametrize(
+    ("channels", "power", "expected"), [(256, 1, 0.0663), (256, 2, 0.1237), (64, 1, 0.133), (64, 2, 0.246)]
+)
 def test_independent_gaussian_maps(channels, power, expected):
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(1, channels, 180, 180, generator=generator) for _ in range(2))
@@ -87,7 +89,10 @@ def lesson(settings, town):
     torch.manual_seed(0)
     run, teacher_run = settings.run("centerpoint-det-vexkd"), settings.run("fusion-det")
     task = distiller.build(
-        settings=run.distill, student=bev_model.build(run), teacher=bev_model.build(teacher_run), teacher_name="fusion-det"
+        settings=run.distill,
+        student=bev_model.build(run),
+        teacher=bev_model.build(teacher_run),
+        teacher_name="fusion-det",
     )
     dataset = tasks.training_set(
         run, teacher_run, root=town / "data", infos=infos.load(town / "infos"), paste=None, seed=0
@@ -157,5 +162,8 @@ def test_a_teacher_without_a_query_is_refused(settings):
     run, teacher = settings.run("centerpoint-det-vexkd"), settings.run("fusion-conv-det")
     with pytest.raises(InputError, match="fusion-conv-det has no BEV query"):
         distiller.build(
-            settings=run.distill, student=bev_model.build(run), teacher=bev_model.build(teacher), teacher_name="fusion-conv-det"
+            settings=run.distill,
+            student=bev_model.build(run),
+            teacher=bev_model.build(teacher),
+            teacher_name="fusion-conv-det",
         )

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 import yaml
+from conftest import tiny_settings
 from safetensors.torch import load_file
 
-from conftest import tiny_settings
 from vexkd import params
 from vexkd.engine import checkpoint, optim, session
 from vexkd.engine.predict import attribute, submission
@@ -22,14 +22,18 @@ from vexkd.params import Schedule
 
 
 def test_one_cycle_schedule():
-    schedule = Schedule(kind="one-cycle", peak=10.0, rise=0.4, final=1e-4, warmup=0, warmup_from=1.0, beta1=[0.9, 0.805])
+    schedule = Schedule(
+        kind="one-cycle", peak=10.0, rise=0.4, final=1e-4, warmup=0, warmup_from=1.0, beta1=[0.9, 0.805]
+    )
     points = {0: (1.0, 0.9), 20: (5.5, 0.8525), 40: (10.0, 0.805), 100: (1e-4, 0.9)}
     for step, (factor, beta1) in points.items():
         assert optim.factors(schedule, step, 100) == pytest.approx((factor, beta1), rel=1e-6)
 
 
 def test_warmup_cosine_schedule():
-    schedule = Schedule(kind="warmup-cosine", peak=1.0, rise=0.4, final=0.0, warmup=10, warmup_from=1 / 3, beta1=[0.9, 0.805])
+    schedule = Schedule(
+        kind="warmup-cosine", peak=1.0, rise=0.4, final=0.0, warmup=10, warmup_from=1 / 3, beta1=[0.9, 0.805]
+    )
     assert optim.factors(schedule, 0, 100)[0] == pytest.approx(1 / 3)
     assert optim.factors(schedule, 5, 100)[0] == pytest.approx(2 / 3 * (1 + math.cos(math.pi * 0.05)) / 2)
     assert optim.factors(schedule, 50, 100)[0] == pytest.approx(0.5)
@@ -58,8 +62,9 @@ def desk(town, tmp_path):
         )  # fmt: skip
         return tmp_path / out / name / "seed0/weights.safetensors"
 
-    desk = type("Desk", (), {"config": staticmethod(config), "train": staticmethod(train), "path": tmp_path, "town": town})
-    return desk
+    return type(
+        "Desk", (), {"config": staticmethod(config), "train": staticmethod(train), "path": tmp_path, "town": town}
+    )
 
 
 def same(first, second):
@@ -124,15 +129,15 @@ def test_a_distillation_resumes_bit_for_bit(desk, monkeypatch):
     teacher = desk.path / "teacher.safetensors"
     checkpoint.save_weights(teacher, bev_model.build(teacher_run), run=teacher_run, inputs={}, record={})
     undisturbed = desk.train("centerpoint-det-vexkd", out="undisturbed", teacher=teacher)
-    stops = iter([2, 4])
+    stops = [2, 4]
 
-    def stop_once_there(self, seconds, when=[next(stops)]):  # noqa: B006 - the list is the memory between calls
-        if self.position.step == when[0]:
-            when[0] = next(stops, None)
+    def stop_at_each_once(self, seconds):
+        if stops and self.position.step == stops[0]:
+            stops.pop(0)
             return True
         return False
 
-    monkeypatch.setattr(Trainer, "_should_stop", stop_once_there)
+    monkeypatch.setattr(Trainer, "_should_stop", stop_at_each_once)
     for _ in range(2):
         with pytest.raises(SystemExit) as stop:
             desk.train("centerpoint-det-vexkd", teacher=teacher)
@@ -161,9 +166,13 @@ def make_trainer(run, town, state, pace=None):
 
     seed_everything(0)
     task, images = tasks.build_task(run, start=None, teacher=None)
-    dataset = tasks.training_set(run, images, root=town / "data", infos=load(town / "infos"), paste=town / "paste", seed=0)
+    dataset = tasks.training_set(
+        run, images, root=town / "data", infos=load(town / "infos"), paste=town / "paste", seed=0
+    )
     accelerator = start_accelerator("fp32", "cpu")
-    return Trainer(task=task, dataset=dataset, run=run, seed=0, state=state, pace=pace or Pace(), accelerator=accelerator)
+    return Trainer(
+        task=task, dataset=dataset, run=run, seed=0, state=state, pace=pace or Pace(), accelerator=accelerator
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(settings, town, tmp_path):
@@ -200,7 +209,9 @@ def test_weights_of_another_model_or_other_settings_are_refused(settings, tmp_pa
     assert found == run
     with pytest.raises(InputError, match="those of run centerpoint-det, not of lidar-pretrain"):
         checkpoint.load_model(path, expected=settings.run("lidar-pretrain"))
-    changed = params.from_values({**run.training(), "train": {**run.training()["train"], "lr": 0.5}}, run.after_training(), "x")
+    changed = params.from_values(
+        {**run.training(), "train": {**run.training()["train"], "lr": 0.5}}, run.after_training(), "x"
+    )
     with pytest.raises(InputError, match=r"trained with train.lr = 0.001, the settings now say 0.5"):
         checkpoint.load_model(path, expected=changed)
     with pytest.raises(InputError, match="do not fit the model"):
@@ -221,9 +232,13 @@ def test_submission_is_in_the_global_frame():
     from vexkd import geometry
     from vexkd.batch import Detections
 
-    matrix = geometry.rigid([math.cos(math.pi / 4), 0, 0, math.sin(math.pi / 4)], [100.0, 200.0, 1.0])  # a quarter turn left
+    matrix = geometry.rigid(
+        [math.cos(math.pi / 4), 0, 0, math.sin(math.pi / 4)], [100.0, 200.0, 1.0]
+    )  # a quarter turn left
     found = Detections(
-        boxes=torch.tensor([[2.0, 1.0, 0.5, 4.0, 2.0, 1.5, 0.0, 3.0, 0.0]] * 2), scores=torch.tensor([0.3, 0.9]), labels=torch.tensor([0, 9])
+        boxes=torch.tensor([[2.0, 1.0, 0.5, 4.0, 2.0, 1.5, 0.0, 3.0, 0.0]] * 2),
+        scores=torch.tensor([0.3, 0.9]),
+        labels=torch.tensor([0, 9]),
     )
     entries = submission("t", found, matrix, limit=1)
     assert len(entries) == 1

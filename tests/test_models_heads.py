@@ -12,7 +12,10 @@ from vexkd.models.transfusion import TransFusionHead
 GRID = BevGrid((-12.0, -12.0, -5.0, 12.0, 12.0, 3.0), 0.6)
 CODE_WEIGHTS = [1.0] * 8 + [0.2] * 2
 BOXES = torch.tensor(
-    [[3.1, -4.7, 0.5, 4.6, 1.95, 1.7, 0.6, 2.0, -1.0], [-6.2, 5.9, 0.2, 0.7, 0.7, 1.8, -2.0, float("nan"), float("nan")]]
+    [
+        [3.1, -4.7, 0.5, 4.6, 1.95, 1.7, 0.6, 2.0, -1.0],
+        [-6.2, 5.9, 0.2, 0.7, 0.7, 1.8, -2.0, float("nan"), float("nan")],
+    ]
 )
 LABELS = torch.tensor([CLASSES.index("car"), CLASSES.index("pedestrian")])
 
@@ -54,7 +57,9 @@ def test_heatmap_by_hand():
     assert drawn[row, column + 3] == 0
     near = BOXES[:1].clone()
     near[0, 0] += 0.6
-    both = heatmap.draw(torch.cat([BOXES[:1], near]), torch.zeros(2, dtype=torch.long), 1, GRID, overlap=0.1, min_radius=2)[0]
+    both = heatmap.draw(
+        torch.cat([BOXES[:1], near]), torch.zeros(2, dtype=torch.long), 1, GRID, overlap=0.1, min_radius=2
+    )[0]
     assert both[row, column] == 1
     assert both[row, column + 1] == 1
 
@@ -77,7 +82,9 @@ def test_both_heads_see_a_box_in_the_same_cell():
 def test_centerpoint_targets_by_hand():
     target = centerpoint_head().targets([BOXES], [LABELS])[0]
     assert (int(target.sample), int(target.row), int(target.column)) == (0, 12, 25)
-    wanted = torch.tensor([15.1 / 0.6 - 25, 7.3 / 0.6 - 12, 0.5, *torch.tensor([4.6, 1.95, 1.7]).log(), 0.564642, 0.825336, 2.0, -1.0])
+    wanted = torch.tensor(
+        [15.1 / 0.6 - 25, 7.3 / 0.6 - 12, 0.5, *torch.tensor([4.6, 1.95, 1.7]).log(), 0.564642, 0.825336, 2.0, -1.0]
+    )
     torch.testing.assert_close(target.code[0], wanted, rtol=1e-4, atol=1e-4)
 
 

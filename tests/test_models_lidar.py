@@ -59,5 +59,7 @@ def test_bev_encoder_keeps_the_size(size):
 
 
 def test_bev_encoder_of_the_paper_makes_512_channels():
-    encoder = SecondBackbone(in_channels=256, channels=[128, 256], layers=[5, 5], strides=[1, 2], neck_channels=[256, 256])
+    encoder = SecondBackbone(
+        in_channels=256, channels=[128, 256], layers=[5, 5], strides=[1, 2], neck_channels=[256, 256]
+    )
     assert encoder.out_channels == 512

@@ -151,7 +151,7 @@ def test_attributes_belong_to_the_class_and_the_motion(nusc: NuScenes) -> None:
 
 
 def test_velocities_are_the_true_ones(root: Path, nusc: NuScenes, tmp_path: Path) -> None:
-    recipe = Recipe(seed=3, image_size=(192, 108), beams=32, azimuths=360, sweeps=2, sensors=False, crowd=1.0)
+    recipe = Recipe(seed=3, image_size=(192, 108), beams=32, azimuths=360, sweeps=3, sensors=False, crowd=1.0)
     writer = SceneWriter(tmp_path, recipe, plan_scenes(2, 3)[1][0])
     moving = 0
     for index, actor in enumerate(writer.traffic.actors):
@@ -196,7 +196,7 @@ def test_worker_count_does_not_change_a_byte(root: Path, tmp_path: Path) -> None
 
 def test_projected_boxes_land_on_their_actors(tmp_path: Path) -> None:
     """The pixel of a well visible box centre, projected with the written calibration, shows that very actor."""
-    recipe = Recipe(seed=5, image_size=(400, 225), beams=32, azimuths=360, sweeps=0, sensors=True, crowd=1.0)
+    recipe = Recipe(seed=5, image_size=(400, 225), beams=32, azimuths=360, sweeps=1, sensors=True, crowd=1.0)
     plan = ScenePlan(0, "scene-0061", "singapore-onenorth", 0, 1)
     writer = SceneWriter(tmp_path, recipe, plan)
     time, found = writer.begin, 0
@@ -282,7 +282,7 @@ def test_paths() -> None:
 
 
 def test_a_turn_is_smooth_and_leaves_along_the_lane(tmp_path: Path) -> None:
-    recipe = Recipe(seed=0, image_size=(64, 36), beams=8, azimuths=90, sweeps=0, sensors=False, crowd=0.2)
+    recipe = Recipe(seed=0, image_size=(64, 36), beams=8, azimuths=90, sweeps=1, sensors=False, crowd=0.2)
     town = SceneWriter(tmp_path, recipe, plan_scenes(1, 2)[1][0]).town
     entry = next(lane for lane in town.lanes if lane.street.axis == 0 and lane.direction == 1)
     leave = next(lane for lane in town.lanes if lane.street.axis == 1 and lane.direction == -1)
@@ -321,8 +321,8 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "taken" / "file").write_text("mine")
     with pytest.raises(ValueError, match="is not an empty folder"):
         synthesize(tmp_path / "taken", scenes=1)
-    with pytest.raises(ValueError, match="sweeps_per_sample must be 0 to 9, not 10"):
-        synthesize(tmp_path / "new", scenes=1, sweeps_per_sample=10)
+    with pytest.raises(ValueError, match="sweeps_per_sample must be 1 to 10, not 11"):
+        synthesize(tmp_path / "new", scenes=1, sweeps_per_sample=11)
     with pytest.raises(ValueError, match="scenes must be 1 to 850, not 851"):
         synthesize(tmp_path / "new", scenes=851)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -36,7 +36,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, or nothing for the GPU th
 def synthesize(
     out: Annotated[Path, typer.Argument(help="folder to make; it must not exist or be empty")],
     scenes: Annotated[int, typer.Option(help="up to 10 make a v1.0-mini set, more a v1.0-trainval one")] = 10,
-    samples: Annotated[int, typer.Option(help="keyframes per scene, at 2 Hz")] = 12,
+    samples: Annotated[
+        int | None, typer.Option(help="keyframes per scene, at 2 Hz; default 10, or nuScenes' own 34,149 in all")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     width: Annotated[int, typer.Option(help="image width in pixels")] = 400,
     height: Annotated[int, typer.Option(help="image height in pixels")] = 225,
@@ -44,7 +46,9 @@ def synthesize(
     azimuths: Annotated[int, typer.Option(help="LiDAR directions per turn")] = 720,
     sweeps: Annotated[int, typer.Option(help="LiDAR turns per keyframe, the keyframe's own included")] = 2,
     workers: Workers = 2,
-    tables_only: Annotated[bool, typer.Option("--tables-only", help="no sensor files: for measuring preparation")] = False,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="no sensor files: for measuring preparation")
+    ] = False,
 ) -> None:
     """Write the embedded data set: a procedural town in nuScenes' own format."""
     from vexkd.synthetic.tables import synthesize as make
@@ -125,7 +129,9 @@ def train(
     paste: Annotated[Path | None, typer.Option(help="ground-truth database, if the run pastes objects")] = None,
     start: Annotated[Path | None, typer.Option(help="weights of the run that `start` names")] = None,
     teacher: Annotated[Path | None, typer.Option(help="weights of the run that `teacher` names")] = None,
-    scratch: Annotated[Path, typer.Option(help="folder for the state that a stopped run resumes from")] = Path("scratch"),
+    scratch: Annotated[Path, typer.Option(help="folder for the state that a stopped run resumes from")] = Path(
+        "scratch"
+    ),
     threads: Threads = None,
     workers: Annotated[int, typer.Option(help="loader processes; 0 loads in the training process")] = 0,
     accumulate: Annotated[int, typer.Option(help="parts that each process splits its share of a batch into")] = 1,
@@ -160,7 +166,9 @@ def predict(
     root: Root,
     infos: InfosDir,
     out: Annotated[Path, typer.Option(help="submission JSON to write")],
-    config: Annotated[Path | None, typer.Option(help="refuse weights with other settings than this config.yaml's")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="refuse weights with other settings than this config.yaml's")
+    ] = None,
     inference: Annotated[Path | None, typer.Option(help="thresholds and NMS; default: those in the weights")] = None,
     batch: Annotated[int, typer.Option(help="samples at a time")] = 4,
     workers: Annotated[int, typer.Option(help="loader processes")] = 0,
@@ -229,7 +237,9 @@ def check(
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        raise InputError(f"{params}: {len(problems)} of the trained models differ from the settings; run snakemake first.")
+        raise InputError(
+            f"{params}: {len(problems)} of the trained models differ from the settings; run snakemake first."
+        )
     print(f"{len(names)} runs agree with {params}.")
 
 

@@ -1,7 +1,7 @@
 """The one exception that users cause: bad input, said in one sentence that names the culprit and the cure."""
 
 
-class InputError(Exception):
+class InputError(ValueError):
     """Bad input: the message is one sentence that names the file, key, token or step and says what to do.
 
     The command line prints it without a traceback and exits with status 2.

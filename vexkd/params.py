@@ -84,7 +84,9 @@ class Lidar(Strict):
     max_points: int = Field(description="points averaged per voxel at most")
     max_voxels_train: int
     max_voxels_test: int
-    channels: Annotated[list[int], Len(2)] = Field(description="widths of the sparse stages; each after the first halves the grid")
+    channels: Annotated[list[int], Len(2)] = Field(
+        description="widths of the sparse stages; each after the first halves the grid"
+    )
     blocks: int = Field(description="residual blocks per stage")
     out_channels: int = Field(description="width after the last convolution over z")
 
@@ -109,7 +111,9 @@ class Camera(Strict):
     depth: Triple = Field(description="first, last and step of the depth bins in metres")
     step: float = Field(description="cell of the lifted map in metres, before the down-sampling to `bev.cell`")
     z: Pair = Field(description="height range in metres that is lifted")
-    depth_channels: Annotated[list[int], Len(3, 3)] = Field(description="widths of the three convolutions over the depth image")
+    depth_channels: Annotated[list[int], Len(3, 3)] = Field(
+        description="widths of the three convolutions over the depth image"
+    )
 
 
 class Mgfm(Strict):
@@ -200,7 +204,9 @@ class Distill(Strict):
     power: Literal[1, 2] = Field(description="p of the channel sum of |F|^p")
     lambda_: float = Field(alias="lambda", description="weight of the distillation loss for the student, Eq. 8")
     mu: float = Field(description="weight of the distillation loss for the masks, Eq. 5")
-    coupling: Literal["detached", "summed"] = Field(description="whether student and masks see only their own objective")
+    coupling: Literal["detached", "summed"] = Field(
+        description="whether student and masks see only their own objective"
+    )
     stop_mask_epoch: int | None = Field(default=None, description="first epoch without mask learning; null: never")
     stop_mask_iteration: int | None = None
 
@@ -309,7 +315,9 @@ def load(path: Path | str = "params.yaml") -> Params:
     """Read and check a params.yaml, merging every row. Raises InputError with the path of the first bad key."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: there is no such settings file; run from the folder that holds it or name it with --params.")
+        raise InputError(
+            f"{path}: there is no such settings file; run from the folder that holds it or name it with --params."
+        )
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -326,9 +334,13 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
     for kind in KINDS:
         for name, row in (raw.get(kind) or {}).items():
             if not _NAME.fullmatch(str(name)):
-                raise InputError(f"{path}: {kind}.{name}: a run's name has small letters, digits and dashes only; rename it.")
+                raise InputError(
+                    f"{path}: {kind}.{name}: a run's name has small letters, digits and dashes only; rename it."
+                )
             if name in rows:
-                raise InputError(f"{path}: {kind}.{name}: the name is taken by {rows[name][0]}.{name}; rename one of them.")
+                raise InputError(
+                    f"{path}: {kind}.{name}: the name is taken by {rows[name][0]}.{name}; rename one of them."
+                )
             rows[name] = (kind, dict(row or {}))
     defaults = {block: raw[block] for block in _BLOCKS if block in raw}
     runs = {name: _merge(name, kind, row, rows, defaults, path) for name, (kind, row) in rows.items()}
@@ -338,7 +350,9 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
     for table, names in params.tables.items():
         for name in names:
             if name not in params.runs:
-                raise InputError(f"{path}: tables.{table}: there is no run named '{name}'{_nearest(name, params.runs)}.")
+                raise InputError(
+                    f"{path}: tables.{table}: there is no run named '{name}'{_nearest(name, params.runs)}."
+                )
     return params
 
 
@@ -435,7 +449,9 @@ def _relevant(merged: dict[str, Any], kind: Kind) -> dict[str, Any]:
     unused |= set() if kind == "distilled" else {"distill"}
     kept = {key: value for key, value in merged.items() if key not in unused}
     if isinstance(kept.get("inference"), dict):
-        kept["inference"] = {k: v for k, v in kept["inference"].items() if k not in {"centerpoint", "transfusion"} - {head}}
+        kept["inference"] = {
+            k: v for k, v in kept["inference"].items() if k not in {"centerpoint", "transfusion"} - {head}
+        }
     return kept
 
 

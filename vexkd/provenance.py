@@ -16,7 +16,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "spconv-cu120", "spconv-cu126", "numpy", "nuscenes-devkit", "snakemake", "dvc", "transformers", "accelerate")
+_PACKAGES = (
+    "torch",
+    "spconv-cu120",
+    "spconv-cu126",
+    "numpy",
+    "nuscenes-devkit",
+    "snakemake",
+    "dvc",
+    "transformers",
+    "accelerate",
+)
 
 
 @contextlib.contextmanager

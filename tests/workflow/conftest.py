@@ -7,10 +7,15 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from vexkd import params
 
 ROOT = Path(__file__).parents[2]
+RUNS = ["lidar-pretrain", "fusion-det", "fusion-conv-det", "centerpoint-det", "centerpoint-det-vexkd"]
 FILES = [
     "workflow",
     "local",
@@ -61,12 +66,15 @@ class Place:
         self.run("git", "add", "-A")
         self.run("git", "commit", "-qm", "a state")
 
-    def edit(self, old: str, new: str) -> None:
-        """Replace text that stands in params.yaml exactly once."""
-        file = self.folder / "params.yaml"
-        text = file.read_text()
-        assert text.count(old) == 1, f"'{old}' stands {text.count(old)} times in params.yaml"
-        file.write_text(text.replace(old, new))
+    def set(self, path: str, value: Any, file: str = "params.yaml") -> None:
+        """Set one value of params.yaml, named by its path; `file` gets the outcome."""
+        raw = yaml.safe_load((self.folder / "params.yaml").read_text())
+        *blocks, key = path.split(".")
+        block = raw
+        for name in blocks:
+            block = block.setdefault(name, {})
+        block[key] = value
+        (self.folder / file).write_text(params.dump(raw))
 
     def at(self, folder: Path) -> "Place":
         """The same environment elsewhere, with a log of calls of its own."""
@@ -120,9 +128,14 @@ def checkout(outside, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(checkout) -> Place:
-    """A checkout at the demo's scale in which `dvc repro` has made, recorded and pushed everything."""
+    """A checkout with some of the demo's runs in which `dvc repro` has made, recorded and pushed everything."""
     place = checkout()
-    shutil.copy(place.folder / "demo" / "params.yaml", place.folder / "params.yaml")
+    raw = yaml.safe_load((place.folder / "demo" / "params.yaml").read_text())
+    for kind in params.KINDS:
+        raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
+    raw["tables"] = {"main": RUNS, "teachers": ["fusion-det", "fusion-conv-det"]}
+    raw["reported"] = {}
+    (place.folder / "params.yaml").write_text(params.dump(raw))
     place.run("dvc", "repro", "-q")
     remote = place.folder.parent / "remote"
     place.run("dvc", "remote", "add", "-q", "-d", "storage", str(remote))

@@ -18,12 +18,10 @@ from vexkd import params, provenance, seal
 
 def main(verb: str, *arguments: str) -> None:
     names, options = parse(arguments)
-    log = os.environ.get("STAND_IN_CALLS")
-    if log:
-        subject = [*names, *(Path(options["out"]).parts[1:] if "out" in options and "config" in options else [])]
-        subject += Path(options["weights"]).parts[1:-1] if verb == "predict" else []
+    if log := os.environ.get("STAND_IN_CALLS"):
+        made = {"train": Path(options.get("out", "")), "predict": Path(options.get("out", "")).parent}
         with open(log, "a") as stream:
-            print(verb, *subject, file=stream)
+            print(verb, *names, *(made[verb].parts[-2:] if verb in made else []), file=stream)
     VERBS[verb](names, options)
 
 

@@ -2,13 +2,15 @@
 
 import importlib.util
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from ruamel.yaml import YAML
 
 from vexkd import params
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

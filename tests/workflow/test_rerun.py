@@ -7,9 +7,7 @@ import pytest
 
 from vexkd import params, seal
 
-STUDENT = "    head: centerpoint\n"
-FASTER = STUDENT + "    train: {lr: 5.0e-4}\n"
-TAUGHT = "  centerpoint-det-vexkd: {student: centerpoint-det, teacher: fusion-det}\n"
+RATE = "students.centerpoint-det.train.lr"
 
 
 def touched_by_the_student(place) -> list[str]:
@@ -37,7 +35,7 @@ def test_a_second_call_does_nothing(sealed):
 
 
 def test_snakemake_remakes_what_a_changed_student_touches(sealed):
-    sealed.edit(STUDENT, FASTER)
+    sealed.set(RATE, 0.5)
     sealed.snakemake()
     assert sealed.calls() == touched_by_the_student(sealed)
     sealed.run("make", "-o", ".venv/.made", "seal")
@@ -45,7 +43,7 @@ def test_snakemake_remakes_what_a_changed_student_touches(sealed):
 
 
 def test_dvc_remakes_what_a_changed_student_touches(sealed):
-    sealed.edit(STUDENT, FASTER)
+    sealed.set(RATE, 0.5)
     sealed.run("dvc", "repro", "-q")
     assert sealed.calls() == touched_by_the_student(sealed)
     assert_settled(sealed)
@@ -55,7 +53,7 @@ def test_dvc_remakes_what_a_changed_student_touches(sealed):
 
 
 def test_a_setting_of_inference_does_not_retrain(sealed):
-    sealed.edit("max_boxes: 500", "max_boxes: 400")
+    sealed.set("inference.max_boxes", 7)
     sealed.snakemake()
     calls = sealed.calls()
     assert not [call for call in calls if call.startswith("train")]
@@ -70,7 +68,8 @@ def test_a_setting_of_inference_does_not_retrain(sealed):
 
 @pytest.mark.slow
 def test_a_new_run_is_made_alone(sealed):
-    sealed.edit(TAUGHT, TAUGHT + TAUGHT.replace("-vexkd:", "-nomask:").replace("}", ", distill: {mask: none}}"))
+    taught = {"student": "centerpoint-det", "teacher": "fusion-det", "distill": {"mask": "none"}}
+    sealed.set("distilled.centerpoint-det-nomask", taught)
     sealed.run("dvc", "repro", "-q")
     trained = [call for call in sealed.calls() if call.startswith(("train", "evaluate", "table"))]
     assert trained == ["evaluate centerpoint-det-nomask", "train centerpoint-det-nomask seed0"]
@@ -78,7 +77,7 @@ def test_a_new_run_is_made_alone(sealed):
 
 
 def test_a_published_value_touches_its_table_only(sealed):
-    sealed.edit("reported: {} ", "reported: {centerpoint-det: {mAP: 50.0, source: here}} ")
+    sealed.set("reported", {"centerpoint-det": {"mAP": 50.0, "source": "here"}})
     sealed.snakemake()
     settings = params.load(sealed.folder / "params.yaml")
     assert sealed.calls() == sorted(
@@ -87,11 +86,11 @@ def test_a_published_value_touches_its_table_only(sealed):
 
 
 def test_stale_weights_are_not_recorded(sealed):
-    sealed.edit(STUDENT, FASTER)
+    sealed.set(RATE, 0.5)
     lock = (sealed.folder / "dvc.lock").read_text()
     message = sealed.run("make", "-o", ".venv/.made", "seal", fails=True)
     assert "centerpoint-det: models/centerpoint-det/seed0/weights.safetensors was made with other settings" in message
-    assert "train.lr (0.001, now 0.0005)" in message
+    assert ", now 0.5)" in message
     assert "lidar-pretrain" not in message
     assert (sealed.folder / "dvc.lock").read_text() == lock
 
@@ -100,7 +99,7 @@ def test_settings_that_came_without_weights_are_made(sealed):
     """As after `git pull` of settings that were never made, in a folder where Snakemake remembers nothing."""
     shutil.rmtree(sealed.folder / ".snakemake")
     assert not sealed.plan()
-    sealed.edit(STUDENT, FASTER)
+    sealed.set(RATE, 0.5)
     settings = params.load(sealed.folder / "params.yaml")
     params.write_configs(settings, sealed.folder / "results")
     os.utime(sealed.folder / "results/runs/centerpoint-det/config.yaml", (1, 1))
@@ -116,7 +115,7 @@ def test_a_clone_pulls_and_has_nothing_to_do(finished, tmp_path):
     clone.run("dvc", "pull", "-q")
     assert_settled(clone)
     assert not clone.run("git", "status", "--short")
-    clone.edit(STUDENT, FASTER)
+    clone.set(RATE, 0.5)
     clone.run("dvc", "repro", "-q")
     assert clone.calls() == sorted([*touched_by_the_student(clone), "synthesize data/town"])
     assert_settled(clone)
@@ -124,23 +123,24 @@ def test_a_clone_pulls_and_has_nothing_to_do(finished, tmp_path):
 
 def test_an_edit_while_a_run_goes_on_reaches_none_of_its_jobs(sealed):
     """Nor does a look at the plan meanwhile; and DVC, which would read the edited file, is told of a failure."""
-    sealed.edit(STUDENT, FASTER)
-    edit = "sed -i 's/max_boxes: 500/max_boxes: 400/; s/lr: 5.0e-4/lr: 7.0e-4/' params.yaml"
-    sealed.environment["STAND_IN_MEANWHILE"] = f"{edit} && snakemake --profile local -n"
+    sealed.set(RATE, 0.5)
+    boxes = params.load(sealed.folder / "params.yaml").run("centerpoint-det").inference.max_boxes
+    sealed.set("inference.max_boxes", boxes + 1, "edited.yaml")
+    sealed.environment["STAND_IN_MEANWHILE"] = "cp edited.yaml params.yaml && snakemake --profile local -n"
     message = sealed.run("python", "workflow/scripts/stage.py", "all", fails=True)
     del sealed.environment["STAND_IN_MEANWHILE"]
     assert "params.yaml changed while this ran" in message
     for run in ("centerpoint-det", "centerpoint-det-vexkd"):
         weights = seal.header(sealed.folder / f"models/{run}/seed0/weights.safetensors")
-        assert '"lr": 0.0005' in weights["settings"]
-    assert "max_boxes: 500" in (sealed.folder / "results/runs/centerpoint-det/inference.yaml").read_text()
+        assert '"lr": 0.5' in weights["settings"]
+    assert f"max_boxes: {boxes}\n" in (sealed.folder / "results/runs/centerpoint-det/inference.yaml").read_text()
     planned = sealed.plan()
-    assert planned["train"] == 2
+    assert planned["train"] == 0
     assert planned["predict"] == len(params.load(sealed.folder / "params.yaml").runs)
 
 
 def test_a_failed_job_leaves_nothing_recorded(sealed):
-    sealed.edit(STUDENT, FASTER)
+    sealed.set(RATE, 0.5)
     sealed.environment["STAND_IN_MEANWHILE"] = "exit 3"
     lock = (sealed.folder / "dvc.lock").read_text()
     sealed.run("dvc", "repro", "-q", fails=True)

@@ -68,21 +68,22 @@ def examine(
     manifest: compared with, if it exists; written (again) if there is no problem. workers: threads. quick: only
     compare the presence and size of each file with the manifest. unused: also check the files that this pipeline
     never reads (radar, sweeps of the cameras); with False they may be absent. A missing map expansion is logged as a
-    warning, since only map segmentation needs it. Raises InputError if the root, the version or a table is missing,
+    warning, since only map segmentation needs it. Where the tables do not fit together, sensor files are not looked
+    at. Raises InputError if the root, the version or a table is missing,
     or if `quick` has no manifest.
     """
     root = Path(root)
     tables.folder(root, version)
     recorded, problems = _recorded(manifest, version)
     if quick:
-        if not recorded:
+        if not recorded and not problems:
             raise InputError(f"a quick check needs the manifest {manifest}: run vexkd doctor once without quick.")
         return problems + _compare_sizes(root, recorded)
     problems += _table_problems(root, version)
     try:
         annotated = info_tools.annotated(root, version)
     except InputError as error:
-        return [*problems, str(error)]
+        return problems if str(error) in problems else [*problems, str(error)]
     files = list(named_files(root, version, unused=unused))
     check = partial(_examine_file, root, annotated)
     found: list[Found] = []
@@ -116,12 +117,10 @@ def named_files(root: Path, version: str, *, unused: bool = True) -> Iterator[Na
             yield Named(path, "expansion")
         else:
             logging.getLogger(__name__).warning("%s is absent: map segmentation needs nuScenes' map expansion.", path)
-    sensors = tables.index(root, version, "sensor")
-    calibrations = tables.index(root, version, "calibrated_sensor")
     kind_of = {"lidar": "lidar", "camera": "image", "radar": "radar"}
-    sensor_of = {token: sensors[row["sensor_token"]] for token, row in calibrations.items()}
+    sensor_of = tables.sensors(root, version)
     for row in tables.rows(root, version, "sample_data"):
-        sensor = sensor_of[row["calibrated_sensor_token"]]
+        sensor = sensor_of.get(row["calibrated_sensor_token"], {"channel": "", "modality": ""})
         read = sensor["channel"] == tables.LIDAR or (row["is_key_frame"] and sensor["channel"] in tables.CAMERAS)
         if read or unused:
             size = (row.get("width") or 0, row.get("height") or 0)

@@ -276,9 +276,8 @@ class _Frames:
 
 def _sensor_data(root: Path, version: str, samples: _Samples) -> tuple[_Frames, _Frames]:
     """All LiDAR frames, and the cameras' keyframes, of the known samples."""
-    sensors = tables.index(root, version, "sensor")
     calibrations = tables.index(root, version, "calibrated_sensor")
-    channel = {token: sensors[row["sensor_token"]]["channel"] for token, row in calibrations.items()}
+    channel = {token: sensor["channel"] for token, sensor in tables.sensors(root, version).items()}
     lidar: list[dict[str, Any]] = []
     cameras: list[dict[str, Any]] = []
     for row in tables.rows(root, version, "sample_data"):

@@ -110,6 +110,19 @@ def index(root: Path, version: str, table: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+def sensors(root: Path, version: str) -> dict[str, dict[str, Any]]:
+    """Token of each calibrated_sensor -> the row of its sensor; raises InputError if a sensor is missing."""
+    known = index(root, version, "sensor")
+    found = {}
+    for token, row in index(root, version, "calibrated_sensor").items():
+        if row["sensor_token"] not in known:
+            raise InputError(
+                f"calibrated_sensor {token} names a sensor that {version} lacks: extract the metadata again."
+            )
+        found[token] = known[row["sensor_token"]]
+    return found
+
+
 def splits(root: Path, version: str) -> dict[str, list[str]]:
     """Split name -> scene names: the devkit's own for this version, and those of `splits.json` beside the tables.
 

@@ -83,7 +83,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own type, or OSError
-        raise InputError(f"{path}: the weights cannot be read ({error}); remove the file and train the run again.") from None
+        raise InputError(
+            f"{path}: the weights cannot be read ({error}); remove the file and train the run again."
+        ) from None
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
@@ -91,9 +93,15 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], where: str) -> N
     own = model.state_dict()
     wrong = [f"{k} is missing" for k in own if k not in tensors]
     wrong += [f"{k} is not part of the model" for k in tensors if k not in own]
-    wrong += [f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}" for k in own if k in tensors and tensors[k].shape != own[k].shape]
+    wrong += [
+        f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in tensors and tensors[k].shape != own[k].shape
+    ]
     if wrong:
-        raise InputError(f"{where}: the weights do not fit the model: {wrong[0]} ({len(wrong)} in all); use weights of this model.")
+        raise InputError(
+            f"{where}: the weights do not fit the model: {wrong[0]} ({len(wrong)} in all); use weights of this model."
+        )
     model.load_state_dict(tensors)
 
 
@@ -105,18 +113,29 @@ def start_from(model: BEVModel, path: Path) -> list[str]:
     tensors, own = read_tensors(path), model.state_dict()
     read_header(path)
     wrong = [f"{k} is not part of the model" for k in tensors if k not in own]
-    wrong += [f"{k} has shape {tuple(t.shape)}, the model wants {tuple(own[k].shape)}" for k, t in tensors.items() if k in own and t.shape != own[k].shape]
+    wrong += [
+        f"{k} has shape {tuple(t.shape)}, the model wants {tuple(own[k].shape)}"
+        for k, t in tensors.items()
+        if k in own and t.shape != own[k].shape
+    ]
     new = sorted({k.split(".")[0] for k in own if k not in tensors})
     started = {k.split(".")[0] for k in tensors}
     wrong += [f"{part} would be only partly loaded" for part in new if part in started]
     if wrong:
-        raise InputError(f"{path}: cannot start from these weights: {wrong[0]} ({len(wrong)} in all); match the settings of both runs.")
+        raise InputError(
+            f"{path}: cannot start from these weights: {wrong[0]} ({len(wrong)} in all); match the settings of both runs."
+        )
     model.load_state_dict({**own, **tensors})
     return new
 
 
 def save_state(
-    path: Path, *, task: nn.Module, optimiser: torch.optim.Optimizer, scaler: dict[str, Any] | None, position: dict[str, Any]
+    path: Path,
+    *,
+    task: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: dict[str, Any] | None,
+    position: dict[str, Any],
 ) -> None:
     """Write everything a resumed run needs to go on as if nothing had happened."""
     tensors = {f"task.{k}": v for k, v in task.state_dict().items() if not k.startswith("teacher.")}

@@ -16,7 +16,16 @@ from vexkd.data.infos import load as load_infos
 from vexkd.engine import checkpoint, tasks
 from vexkd.engine import predict as prediction
 from vexkd.engine.seeding import seed_everything
-from vexkd.engine.train import STOPPED, NonFiniteError, Pace, Stopped, Trainer, peak_memory, start_accelerator, write_curve
+from vexkd.engine.train import (
+    STOPPED,
+    NonFiniteError,
+    Pace,
+    Stopped,
+    Trainer,
+    peak_memory,
+    start_accelerator,
+    write_curve,
+)
 from vexkd.errors import InputError
 from vexkd.params import Run
 
@@ -52,7 +61,13 @@ def train(
     dataset = tasks.training_set(run, images, root=root, infos=load_infos(infos), paste=paste, seed=seed)
     try:
         trainer = Trainer(
-            task=task, dataset=dataset, run=run, seed=seed, state=folder / "state.safetensors", pace=pace, accelerator=accelerator
+            task=task,
+            dataset=dataset,
+            run=run,
+            seed=seed,
+            state=folder / "state.safetensors",
+            pace=pace,
+            accelerator=accelerator,
         )
         position = trainer.fit()
     except Stopped as stop:
@@ -80,7 +95,9 @@ def input_hashes(**files: Path | None) -> dict[str, str]:
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder ({name} of this run); make it first.")
         if path.is_dir():
-            hashes[name] = provenance.digest({p.name: provenance.file_digest(p) for p in sorted(path.iterdir()) if p.is_file()})
+            hashes[name] = provenance.digest(
+                {p.name: provenance.file_digest(p) for p in sorted(path.iterdir()) if p.is_file()}
+            )
         else:
             hashes[name] = provenance.file_digest(path)
     return hashes

@@ -34,7 +34,9 @@ def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[n
     _check_origin(run.teacher, teacher, f"{run.name}: teacher")
     taught_by, teacher_run = checkpoint.load_model(teacher)
     if teacher_run.bev != run.bev:
-        raise InputError(f"{run.name}: student and teacher {run.teacher} must share the settings of bev; make them equal.")
+        raise InputError(
+            f"{run.name}: student and teacher {run.teacher} must share the settings of bev; make them equal."
+        )
     task = distiller.build(settings=run.distill, student=model, teacher=taught_by, teacher_name=run.teacher)
     return task, teacher_run
 
@@ -52,7 +54,9 @@ def training_set(run: Run, images: Run, *, root: Path, infos: Infos, paste: Path
     sensors = [name for name in ("lidar", "camera") if name in {*run.sensors, *images.sensors}]
     augment, picture = run.bev_augment, images.image_augment
     if run.paste is not None and any(run.paste.counts.values()) and paste is None:
-        raise InputError(f"{run.name}: the settings ask for pasted objects; pass the ground-truth database with --paste.")
+        raise InputError(
+            f"{run.name}: the settings ask for pasted objects; pass the ground-truth database with --paste."
+        )
     use_paste = run.paste is not None and any(run.paste.counts.values())
     return NuScenesDataset(
         root=root,

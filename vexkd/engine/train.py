@@ -84,7 +84,15 @@ class Trainer:
     """Trains one task on one data set; `fit` returns when the last step is done or raises `Stopped`."""
 
     def __init__(
-        self, *, task: nn.Module, dataset: NuScenesDataset, run: Run, seed: int, state: Path, pace: Pace, accelerator: Accelerator
+        self,
+        *,
+        task: nn.Module,
+        dataset: NuScenesDataset,
+        run: Run,
+        seed: int,
+        state: Path,
+        pace: Pace,
+        accelerator: Accelerator,
     ) -> None:
         self.run, self.seed, self.dataset, self.pace, self.state = run, seed, dataset, pace, state
         self.accelerator = accelerator
@@ -118,7 +126,9 @@ class Trainer:
                 self._log(row, progress)
                 if self._should_stop(time.monotonic() - started):
                     self._save()
-                    raise Stopped(f"{self.run.name}: stopped after step {self.position.step} of {self.total}, state saved.")
+                    raise Stopped(
+                        f"{self.run.name}: stopped after step {self.position.step} of {self.total}, state saved."
+                    )
                 if time.monotonic() - saved > 60 * self.pace.checkpoint_minutes:
                     self._save()
                     saved = time.monotonic()
@@ -138,9 +148,7 @@ class Trainer:
                 waiting = []
 
     def _sampler(self, epoch: int) -> EpochSampler:
-        order = epoch_order(
-            self.dataset.infos, seed=self.seed, epoch=epoch, balanced=self.run.data.balance == "cbgs"
-        )
+        order = epoch_order(self.dataset.infos, seed=self.seed, epoch=epoch, balanced=self.run.data.balance == "cbgs")
         return EpochSampler(
             order,
             epoch=epoch,
@@ -156,7 +164,9 @@ class Trainer:
         self.bare.begin_step(epoch, self.position.step)
         rate = optim.apply_schedule(self.optimiser, self.run.train, self.position.step, self.total)
         positives = self.accelerator.reduce(sum(self.bare.positives(batch) for batch in batches), reduction="sum")
-        positives = positives.clamp(min=1) / (len(batches) * self.accelerator.num_processes)  # a part's share of the whole
+        positives = positives.clamp(min=1) / (
+            len(batches) * self.accelerator.num_processes
+        )  # a part's share of the whole
         row: dict[str, float] = {}
         for batch in batches:
             with self.accelerator.autocast():
@@ -164,7 +174,9 @@ class Trainer:
             self._refuse_non_finite(terms, batch)
             self.accelerator.backward(sum(terms.values()) / len(batches))
             for name, value in {**terms, **watched}.items():
-                row[name] = row.get(name, 0.0) + float(value.detach() if isinstance(value, Tensor) else value) / len(batches)
+                row[name] = row.get(name, 0.0) + float(value.detach() if isinstance(value, Tensor) else value) / len(
+                    batches
+                )
         trainable = [p for group in self.optimiser.param_groups for p in group["params"]]
         norm = self.accelerator.clip_grad_norm_(trainable, self.run.train.clip)
         self.stepper.step()
@@ -198,7 +210,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
             position = vars(self.position)
-            checkpoint.save_state(self.state, task=self.bare, optimiser=self.optimiser, scaler=scaler, position=position)
+            checkpoint.save_state(
+                self.state, task=self.bare, optimiser=self.optimiser, scaler=scaler, position=position
+            )
         self.accelerator.wait_for_everyone()
 
     def _listen(self) -> None:
@@ -232,5 +246,3 @@ def start_accelerator(precision: str, device: str | None) -> Accelerator:
     """Device, processes and precision. device "cpu" keeps to the CPU; None takes the GPU that is there."""
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
     return Accelerator(mixed_precision=mixed, cpu=device == "cpu", step_scheduler_with_optimizer=False)
-
-

@@ -103,14 +103,18 @@ def build_lidar(run: Run) -> SparseEncoder:
     """The LiDAR branch."""
     scale = 2 ** (len(run.lidar.channels) - 1)
     if abs(run.bev.voxel[0] * scale - run.bev.cell) > 1e-6:
-        raise InputError(f"{run.name}: {len(run.lidar.channels)} stages turn voxels of {run.bev.voxel[0]} m into cells of "
-                         f"{run.bev.voxel[0] * scale} m, but bev.cell is {run.bev.cell} m; make them agree.")
+        raise InputError(
+            f"{run.name}: {len(run.lidar.channels)} stages turn voxels of {run.bev.voxel[0]} m into cells of "
+            f"{run.bev.voxel[0] * scale} m, but bev.cell is {run.bev.cell} m; make them agree."
+        )
     encoder = SparseEncoder(
         bounds=run.bev.range, voxel=run.bev.voxel, point_channels=POINT_CHANNELS, **run.lidar.model_dump()
     )
     if encoder.out_channels == 0:
-        raise InputError(f"{run.name}: {encoder.shape[0]} voxel layers along z are too few for the stages of lidar.channels; "
-                         "lower the z size of bev.voxel.")
+        raise InputError(
+            f"{run.name}: {encoder.shape[0]} voxel layers along z are too few for the stages of lidar.channels; "
+            "lower the z size of bev.voxel."
+        )
     return encoder
 
 

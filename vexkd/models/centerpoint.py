@@ -101,13 +101,13 @@ class CenterPointHead(nn.Module):
             mine = channel[all_labels] >= 0
             chosen, channels = all_boxes[mine][: self.max_objects], channel[all_labels[mine]][: self.max_objects]
             heatmaps.append(
-                heatmap.draw(
-                    chosen, channels, len(task), self.grid, overlap=self.overlap, min_radius=self.min_radius
-                )
+                heatmap.draw(chosen, channels, len(task), self.grid, overlap=self.overlap, min_radius=self.min_radius)
             )
             exact, whole, inside = heatmap.cells_of(chosen, self.grid)
             chosen, exact, whole = chosen[inside], exact[inside], whole[inside]
-            parts.append((torch.full_like(whole[:, 0], sample), whole[:, 1], whole[:, 0], encode(chosen, exact - whole)))
+            parts.append(
+                (torch.full_like(whole[:, 0], sample), whole[:, 1], whole[:, 0], encode(chosen, exact - whole))
+            )
         sample, row, column, code = (torch.cat(column) for column in zip(*parts, strict=True))
         return Targets(torch.stack(heatmaps), sample, row, column, code)
 
@@ -144,7 +144,9 @@ class CenterPointHead(nn.Module):
         return {"heatmap": heat, "box": box * self.box_weight}
 
     @torch.no_grad()
-    def decode(self, predictions: list[dict[str, Tensor]], *, bounds: Sequence[float], **settings: Any) -> list[Detections]:
+    def decode(
+        self, predictions: list[dict[str, Tensor]], *, bounds: Sequence[float], **settings: Any
+    ) -> list[Detections]:
         """Boxes of each sample, best first within a task; settings are those of `inference.centerpoint`."""
         per_task = [
             self._decode_task(prediction, labels, index, bounds, **settings)

@@ -44,7 +44,9 @@ class SparseEncoder(nn.Module):
         self.max_voxels = {True: max_voxels_train, False: max_voxels_test}
         z, y, x = grid_size(self.bounds, self.voxel)
         self.shape = (z + 1, y, x)  # the published grids have one empty layer on top
-        self.stem = ConvNormAct(sparse.submanifold_conv(point_channels, channels[0], kernel=3, key="stage0"), channels[0])
+        self.stem = ConvNormAct(
+            sparse.submanifold_conv(point_channels, channels[0], kernel=3, key="stage0"), channels[0]
+        )
         stages: list[nn.Module] = []
         last = len(channels) - 1
         for index, width in enumerate(channels):

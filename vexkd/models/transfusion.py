@@ -132,7 +132,9 @@ class TransFusionHead(nn.Module):
             positives = self.positives(boxes, labels).clamp(min=1)
         peaks, matched = positives
         target = self.heatmap_targets(boxes, labels)
-        losses = {"heatmap": self.weights["heatmap"] * heatmap.gaussian_focal_loss(predictions["heatmap"], target) / peaks}
+        losses = {
+            "heatmap": self.weights["heatmap"] * heatmap.gaussian_focal_loss(predictions["heatmap"], target) / peaks
+        }
         classes, codes = 0.0, 0.0
         for layer in predictions["layers"]:
             for sample in range(len(boxes)):
@@ -245,7 +247,9 @@ class Predictor(nn.Module):
 
     def forward(self, query: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """query (B, Q, C), place (B, Q, 2) in cells -> codes (B, Q, 10) with absolute cells, logits (B, Q, K)."""
-        outputs = {name: branch(query.transpose(1, 2)).transpose(1, 2).float() for name, branch in self.branches.items()}
+        outputs = {
+            name: branch(query.transpose(1, 2)).transpose(1, 2).float() for name, branch in self.branches.items()
+        }
         centre = outputs["centre"] + place
         codes = torch.cat([centre, *(outputs[name] for name in BRANCHES if name != "centre")], dim=-1)
         return codes, outputs["heatmap"]

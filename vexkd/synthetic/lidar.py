@@ -148,7 +148,8 @@ def sweep(
     beams: int,
     azimuths: int,
 ) -> np.ndarray:
-    """One revolution, taken as a snapshot: float32 rows x, y, z (LiDAR frame, metres), intensity 0..255, ring.
+    """One revolution, taken as a snapshot: float32 rows x, y, z (LiDAR frame, metres), intensity 0..255, ring,
+    in firing order.
 
     lidar_pose is the sensor's position in the town frame (3) and the town yaw of its +y axis (forward). The beams
     rise from ring 0 evenly over ELEVATIONS, the azimuths begin at a random phase.
@@ -178,7 +179,10 @@ def sweep(
     cos, sin = np.cos(forward), np.sin(forward)
     x, y = sin * town[:, 0] - cos * town[:, 1], cos * town[:, 0] + sin * town[:, 1]
     points = np.stack([x, y, town[:, 2], np.floor(intensity), seen // azimuths], axis=1)
-    return points[kept].astype(np.float32)
+    fired = np.argsort(
+        seen[kept] % azimuths, kind="stable"
+    )  # a real sensor writes column after column, all rings of each
+    return points[kept][fired].astype(np.float32)
 
 
 def _echo(

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from shapely.geometry import LineString, Polygon
 from tqdm import tqdm
 
+from vexkd.errors import InputError
 from vexkd.synthetic.camera import Light, Picture, draw_light, render
 from vexkd.synthetic.lidar import sweep
 from vexkd.synthetic.town import Solids, Town, build_town
@@ -80,7 +81,7 @@ class Recipe:
     image_size: tuple[int, int]  # width, height
     beams: int
     azimuths: int
-    sweeps: int  # LiDAR sweeps stored before each keyframe, at 20 Hz
+    sweeps: int  # LiDAR sweeps of a sample, its keyframe's own the last, at 20 Hz
     sensors: bool
     crowd: float
 
@@ -163,7 +164,7 @@ def plan_scenes(scenes: int, samples: int | None) -> tuple[str, list[ScenePlan]]
     from nuscenes.utils import splits  # imports the whole devkit: only the parent process needs it
 
     if not 1 <= scenes <= TRAINVAL_SCENES:
-        raise ValueError(f"scenes must be 1 to {TRAINVAL_SCENES}, not {scenes}")
+        raise InputError(f"scenes must be 1 to {TRAINVAL_SCENES}, not {scenes}.")
     mini = scenes <= len(splits.mini_train) + len(splits.mini_val)
     train, val = (splits.mini_train, splits.mini_val) if mini else (splits.train, splits.val)
     number = 0 if scenes == 1 else max(1, round(scenes * len(val) / (len(train) + len(val))))
@@ -273,7 +274,7 @@ class SceneWriter:
     def _lidar(self, sample_token: str, time: int) -> np.ndarray:
         """The sweeps before a keyframe and its own; returns the keyframe's points, P 5."""
         points = np.zeros((0, 5), np.float32)
-        for back in range(self.recipe.sweeps, -1, -1):
+        for back in range(self.recipe.sweeps - 1, -1, -1):
             at = time - back * SWEEP_STEP
             path = self._record(LIDAR, sample_token, at, keyframe=back == 0)
             if self.recipe.sensors:
@@ -579,7 +580,7 @@ def synthesize(
     image_size: tuple[int, int] = (400, 225),
     beams: int = 32,
     azimuths: int = 900,
-    sweeps_per_sample: int = 2,
+    sweeps_per_sample: int = 3,
     crowd: float | None = None,
     workers: int | None = None,
     sensors: bool = True,
@@ -590,19 +591,19 @@ def synthesize(
     Up to 10 scenes are v1.0-mini, more (up to 850) v1.0-trainval, with nuScenes' scene names and at least one scene of
     the validation split from two scenes on. samples is the number of keyframes a scene, at 2 Hz (None: 10, or
     nuScenes' own mean length in a trainval set); image_size is (width, height); sweeps_per_sample counts the LiDAR
-    sweeps stored before each keyframe, at 20 Hz (0 to 9); crowd scales the number of actors (None: 1, or 0.17 in a
-    trainval set, nuScenes' own density); sensors=False writes tables and maps only. The result depends on
-    these settings and the seed, not on workers (None: one a core). Raises ValueError for settings out of range and
-    where `out` is not a new or empty folder; nothing is left at `out` when writing fails.
+    sweeps up to each keyframe's own, which is included, at 20 Hz (1 to 10); crowd scales the number of actors (None:
+    1, or 0.17 in a trainval set, nuScenes' own density); sensors=False writes tables and maps only. The result
+    depends on these settings and the seed, not on workers (None: one a core). Raises InputError for settings out of
+    range and where `out` is not a new or empty folder; nothing is left at `out` when writing fails.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not an empty folder: name a new one or remove it first")
+        raise InputError(f"{out} exists and is not an empty folder: name a new one or remove it first.")
     version, plans = plan_scenes(scenes, samples)
     if crowd is None:
         crowd = 1.0 if version == "v1.0-mini" else 0.17
-    _check(plans[0].samples, image_size, beams, azimuths, sweeps_per_sample, crowd)
     recipe = Recipe(seed, tuple(image_size), beams, azimuths, sweeps_per_sample, sensors, crowd)
+    _check(recipe, plans[0].samples)
     root = out.parent / f".{out.name}.partial-{os.getpid()}"
     folders = [f"samples/{channel}" for channel in (LIDAR, *CAMERAS)] + [f"sweeps/{LIDAR}", "maps/expansion", version]
     try:
@@ -616,20 +617,20 @@ def synthesize(
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _check(samples: int, image_size: tuple[int, int], beams: int, azimuths: int, sweeps: int, crowd: float) -> None:
+def _check(recipe: Recipe, samples: int) -> None:
     """Refuse settings that make no data set."""
-    limits = KEYFRAME_STEP // SWEEP_STEP - 1
     for name, value, low, high in (
+        ("seed", recipe.seed, 0, 2**63),
         ("samples", samples, 1, 2000),
-        ("image width", image_size[0], 16, 4096),
-        ("image height", image_size[1], 16, 4096),
-        ("beams", beams, 2, 256),
-        ("azimuths", azimuths, 16, 8192),
-        ("sweeps_per_sample", sweeps, 0, limits),
-        ("crowd", crowd, 0.05, 4.0),
+        ("image width", recipe.image_size[0], 16, 4096),
+        ("image height", recipe.image_size[1], 16, 4096),
+        ("beams", recipe.beams, 2, 256),
+        ("azimuths", recipe.azimuths, 16, 8192),
+        ("sweeps_per_sample", recipe.sweeps, 1, KEYFRAME_STEP // SWEEP_STEP),
+        ("crowd", recipe.crowd, 0.05, 4.0),
     ):
         if not low <= value <= high:
-            raise ValueError(f"{name} must be {low} to {high}, not {value}")
+            raise InputError(f"{name} must be {low} to {high}, not {value}.")
 
 
 def _write_all(root: Path, version: str, recipe: Recipe, plans: list[ScenePlan], workers: int, progress: bool) -> None:

@@ -1,0 +1,214 @@
+"""The one merge: what a row inherits, what is left out of it, and how a slip is refused."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vexkd import params
+from vexkd.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+RAW = yaml.safe_load((ROOT / "demo" / "params.yaml").read_text())
+
+
+@pytest.fixture
+def raw() -> dict:
+    return copy.deepcopy(RAW)
+
+
+def refusal(raw: dict) -> str:
+    with pytest.raises(InputError) as error:
+        params.parse(raw)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "demo/params.yaml"])
+def test_both_files_are_whole(name):
+    loaded = params.load(ROOT / name)
+    assert {"pretrained", "teachers", "students", "distilled"} == {run.kind for run in loaded.runs.values()}
+    assert all(run.name == key for key, run in loaded.runs.items())
+
+
+def test_a_row_says_only_what_differs(raw):
+    raw["students"]["centerpoint-det"]["train"] = {"lr": 0.5, "schedule": {"peak": 3.0}}
+    run = params.parse(raw).run("centerpoint-det")
+    assert run.train.lr == 0.5
+    assert run.train.schedule.peak == 3.0
+    assert run.train.epochs == raw["train"]["epochs"]
+    assert run.train.schedule.rise == raw["train"]["schedule"]["rise"]
+
+
+def test_a_distilled_run_inherits_its_student_and_overrides_it(raw):
+    raw["students"]["centerpoint-det"]["train"] = {"lr": 0.5, "clip": 7.0}
+    raw["distilled"]["centerpoint-det-vexkd"]["train"] = {"lr": 0.25}
+    run = params.parse(raw).run("centerpoint-det-vexkd")
+    assert run.train.lr == 0.25
+    assert run.train.clip == 7.0
+    assert run.head == raw["students"]["centerpoint-det"]["head"]
+    assert run.distill is not None
+    assert run.distill.lambda_ == raw["distill"]["lambda"]
+
+
+def test_lists_and_counts_are_replaced_whole(raw):
+    raw["students"]["centerpoint-det"]["paste"] = {"counts": {"car": 1}}
+    raw["students"]["centerpoint-det"]["bev_augment"] = {"scale": [1.0, 1.0]}
+    run = params.parse(raw).run("centerpoint-det")
+    assert run.paste.counts == {"car": 1}
+    assert run.paste.min_points == raw["paste"]["min_points"]
+    assert run.bev_augment.scale == [1.0, 1.0]
+
+
+def test_blocks_that_cannot_matter_are_left_out(raw):
+    loaded = params.parse(raw)
+    student, teacher = loaded.run("centerpoint-det"), loaded.run("fusion-det")
+    assert student.camera is None
+    assert student.mgfm is None
+    assert student.transfusion is None
+    assert student.distill is None
+    assert student.inference.transfusion is None
+    assert teacher.paste is None
+    assert teacher.conv_fuser is None
+    assert teacher.centerpoint is None
+    assert loaded.run("centerpoint-det-vexkd").paste is None
+
+
+def test_a_change_reaches_the_runs_that_use_it_and_no_other(raw):
+    before = params.parse(raw)
+    raw["mgfm"]["blocks"] += 1
+    after = params.parse(raw)
+    changed = {name for name in before.runs if before.run(name).training() != after.run(name).training()}
+    assert changed == {name for name, run in before.runs.items() if run.fusion == "mgfm"}
+
+
+def test_inference_is_apart_from_training(raw):
+    before = params.parse(raw).run("centerpoint-det")
+    raw["inference"]["centerpoint"]["score"] = 0.3
+    after = params.parse(raw).run("centerpoint-det")
+    assert before.training() == after.training()
+    assert before.after_training() != after.after_training()
+    assert "inference" not in after.training()
+
+
+def test_an_unknown_key_is_refused_with_its_path_and_the_nearest(raw):
+    raw["train"]["epoch"] = 3
+    message = refusal(raw)
+    assert "train.epoch: there is no such setting" in message
+    assert "'epochs'" in message
+
+
+def test_an_unknown_block_is_refused(raw):
+    raw["tran"] = {}
+    assert "params.yaml: tran: there is no such setting; the nearest known one is 'train'" in refusal(raw)
+
+
+def test_an_unknown_key_of_a_row_is_refused(raw):
+    raw["students"]["centerpoint-det"]["heed"] = "centerpoint"
+    message = refusal(raw)
+    assert "students.centerpoint-det.heed" in message
+    assert "'head'" in message
+
+
+def test_a_missing_setting_is_named(raw):
+    del raw["train"]["clip"]
+    assert "train.clip: the setting is missing" in refusal(raw)
+
+
+def test_a_number_that_yaml_reads_as_text_is_explained(raw):
+    raw["train"]["lr"] = yaml.safe_load("1e-4")
+    message = refusal(raw)
+    assert "train.lr: '1e-4' is text to YAML" in message
+    assert "1.0e-4" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epochs", 2.5), ("epochs", "2"), ("epochs", 0), ("sync_bn", 1), ("precision", "fp8")]
+)
+def test_a_wrong_type_is_not_converted(raw, key, value):
+    raw["train"][key] = value
+    assert f"train.{key}" in refusal(raw)
+
+
+def test_names_that_do_not_exist_are_refused(raw):
+    raw["distilled"]["centerpoint-det-vexkd"]["teacher"] = "fusion-dat"
+    message = refusal(raw)
+    assert "distilled.centerpoint-det-vexkd.teacher" in message
+    assert "'fusion-det'" in message
+
+
+def test_a_teacher_must_be_a_teacher(raw):
+    raw["distilled"]["centerpoint-det-vexkd"]["teacher"] = "lidar-pretrain"
+    assert "there is no run 'lidar-pretrain' in teachers" in refusal(raw)
+
+
+def test_a_table_lists_runs(raw):
+    raw["tables"]["main"] = ["centerpoint-dat"]
+    message = refusal(raw)
+    assert "tables.main" in message
+    assert "'centerpoint-det'" in message
+
+
+def test_an_unknown_run_or_table_is_refused():
+    loaded = params.parse(RAW)
+    with pytest.raises(InputError, match="no run named 'fusion'"):
+        loaded.run("fusion")
+    with pytest.raises(InputError, match="no table named 'mian'; the nearest known one is 'main'"):
+        loaded.table("mian")
+
+
+def test_a_name_is_given_once(raw):
+    raw["teachers"]["centerpoint-det"] = raw["teachers"]["fusion-det"]
+    assert "students.centerpoint-det: the name is taken by teachers.centerpoint-det" in refusal(raw)
+
+
+@pytest.mark.parametrize("name", ["a.b", "A", "-a", "a b", "a/b", ""])
+def test_a_name_fits_a_folder_and_a_wildcard(raw, name):
+    raw["students"][name] = raw["students"]["centerpoint-det"]
+    assert "a run's name has small letters" in refusal(raw)
+
+
+def test_a_distilled_run_names_both(raw):
+    del raw["distilled"]["centerpoint-det-vexkd"]["teacher"]
+    assert "names its student and its teacher" in refusal(raw)
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(InputError, match="there is no such settings file"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_a_file_that_is_no_yaml_is_said(tmp_path):
+    (tmp_path / "params.yaml").write_text("a: [1\nb: }")
+    with pytest.raises(InputError, match="this is not YAML"):
+        params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("scale", ["params.yaml", "demo/params.yaml"])
+def test_written_settings_are_read_back(tmp_path, scale):
+    loaded = params.load(ROOT / scale)
+    params.write_configs(loaded, tmp_path)
+    for name, run in loaded.runs.items():
+        folder = tmp_path / "runs" / name
+        assert params.read_run(folder / "config.yaml", folder / "inference.yaml") == run
+
+
+def test_equal_settings_are_not_written_again(tmp_path, raw):
+    params.write_configs(params.parse(raw), tmp_path)
+    files = sorted(tmp_path.rglob("*.yaml"))
+    first = [file.stat().st_mtime_ns for file in files]
+    params.write_configs(params.parse(raw), tmp_path)
+    assert [file.stat().st_mtime_ns for file in files] == first
+    raw["students"]["centerpoint-det"]["train"] = {"lr": 0.5}
+    params.write_configs(params.parse(raw), tmp_path)
+    changed = {file.parent.name for file, time in zip(files, first, strict=True) if file.stat().st_mtime_ns != time}
+    assert changed == {"centerpoint-det", "centerpoint-det-vexkd"}
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none())
+def test_a_number_survives_being_written(value):
+    back = yaml.safe_load(params.dump({"a": value, "b": [value]}))
+    assert back == {"a": value, "b": [value]}
+    assert type(back["a"]) is type(value)

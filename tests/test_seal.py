@@ -1,0 +1,209 @@
+"""What is frozen before a run, and what may not be recorded after it."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vexkd import params, provenance, seal
+from vexkd.errors import InputError
+
+RAW = yaml.safe_load((Path(__file__).parents[1] / "demo" / "params.yaml").read_text())
+RUNS = list(params.parse(RAW).runs)
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch) -> Path:
+    """A folder with params.yaml and everything made as it asks."""
+    monkeypatch.chdir(tmp_path)
+    save(RAW)
+    loaded = seal.freeze()
+    for name in ("infos/samples.parquet", "infos/boxes.parquet", "paste/index.parquet"):
+        provenance.write_text(Path("artifacts") / name, name)
+    for run in sorted(loaded.runs.values(), key=lambda run: (bool(run.teacher), bool(run.start))):
+        for seed in loaded.seeds:
+            make(run, seed)
+    return tmp_path
+
+
+def save(raw: dict) -> None:
+    Path("params.yaml").write_text(params.dump(raw))
+
+
+def make(run: params.Run, seed: int) -> None:
+    """Files as training, prediction and evaluation leave them."""
+    file = seal.weights_path("models", run.name, seed)
+    hashes = {name: seal.content_digest(path) for name, path in seal.inputs(run, seed).items()}
+    write_weights(file, {"format": seal.FORMAT, "settings": json.dumps(run.training()), "inputs": json.dumps(hashes)})
+    predictions = file.with_name("predictions.json")
+    predictions.write_text(json.dumps({"meta": {"use_lidar": True, "inference": run.after_training()}, "results": {}}))
+    made = {
+        "predictions": {str(seed): provenance.file_digest(predictions)},
+        "weights": {str(seed): {"weights.safetensors": provenance.file_digest(file)}},
+    }
+    provenance.write_json(Path("results/runs") / run.name / "provenance.json", {"run": run.name, "evaluation": made})
+
+
+def write_weights(file: Path, metadata: dict[str, str]) -> None:
+    content = json.dumps({"__metadata__": metadata}).encode()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(len(content).to_bytes(8, "little") + content)
+
+
+def checked(*names: str) -> list[str]:
+    return seal.check(params.load("params.yaml"), "models", names or None)
+
+
+def changed() -> dict:
+    """The settings with another learning rate for one student."""
+    raw = copy.deepcopy(RAW)
+    raw["students"]["centerpoint-det"]["train"] = {"lr": 0.5}
+    return raw
+
+
+def test_what_was_made_as_asked_is_recorded(experiment):
+    assert checked() == []
+
+
+def test_other_settings_are_named_with_both_values(experiment):
+    save(changed())
+    problems = checked()
+    assert len(problems) == 2
+    lr = RAW["train"]["lr"]
+    assert problems[0].startswith(
+        "centerpoint-det: models/centerpoint-det/seed0/weights.safetensors was made with other"
+    )
+    assert f"train.lr ({lr}, now 0.5)" in problems[0]
+    assert problems[1].startswith("centerpoint-det-vexkd: ")
+    assert checked("fusion-det") == []
+
+
+def test_a_student_of_another_teacher_is_named(experiment):
+    teacher = params.parse(RAW).run("fusion-det")
+    write_weights(
+        seal.weights_path("models", "fusion-det", 0),
+        {
+            "format": seal.FORMAT,
+            "settings": json.dumps(teacher.training()),
+            "inputs": json.dumps({k: seal.content_digest(v) for k, v in seal.inputs(teacher, 0).items()}),
+            "more": "trained again",
+        },
+    )
+    problems = checked("centerpoint-det-vexkd")
+    assert len(problems) == 1
+    assert "was made from another teacher than models/fusion-det/seed0/weights.safetensors" in problems[0]
+    assert "results/runs/fusion-det was not made from models/fusion-det" in checked("fusion-det")[0]
+
+
+def test_other_infos_outdate_every_run(experiment):
+    Path("artifacts/infos/boxes.parquet").write_text("others")
+    problems = checked()
+    assert len(problems) == len(RUNS)
+    assert all("another infos than artifacts/infos" in problem for problem in problems)
+
+
+def test_weights_that_do_not_record_an_input_are_refused(experiment):
+    run = params.parse(RAW).run("centerpoint-det")
+    metadata = {"format": seal.FORMAT, "settings": json.dumps(run.training()), "inputs": "{}"}
+    write_weights(seal.weights_path("models", run.name, 0), metadata)
+    assert "does not record the infos" in checked("centerpoint-det")[0]
+
+
+def test_predictions_of_other_thresholds_are_named(experiment):
+    raw = copy.deepcopy(RAW)
+    raw["inference"]["max_boxes"] = 7
+    save(raw)
+    problems = checked("centerpoint-det")
+    assert len(problems) == 1
+    assert f"max_boxes ({RAW['inference']['max_boxes']}, now 7)" in problems[0]
+    assert "predict it again" in problems[0]
+
+
+def test_metrics_of_other_predictions_are_named(experiment):
+    Path("models/fusion-det/seed0/predictions.json").write_text('{"meta": {}, "results": {"a": []}}')
+    assert (
+        "results/runs/fusion-det was not made from models/fusion-det/seed0/predictions.json" in checked("fusion-det")[0]
+    )
+
+
+def test_missing_and_broken_weights_are_named(experiment):
+    file = seal.weights_path("models", "fusion-det", 0)
+    file.write_bytes(file.read_bytes()[:40])
+    assert "not a whole safetensors file" in checked("fusion-det")[0]
+    file.unlink()
+    assert "there are no such weights" in checked("fusion-det")[0]
+
+
+def test_weights_of_another_maker_are_refused(experiment):
+    file = seal.weights_path("models", "fusion-det", 0)
+    write_weights(file, {"format": "pt"})
+    with pytest.raises(InputError, match="vexkd-weights-1"):
+        seal.header(file)
+
+
+def test_an_unknown_run_is_refused(experiment):
+    with pytest.raises(InputError, match="no run named 'fusion'"):
+        checked("fusion")
+
+
+def test_jobs_keep_the_settings_of_the_start(experiment):
+    save(changed())
+    assert seal.frozen().run("centerpoint-det").train.lr == RAW["train"]["lr"]
+    assert seal.freeze().run("centerpoint-det").train.lr == 0.5
+    assert seal.frozen().run("centerpoint-det").train.lr == 0.5
+
+
+def test_nothing_is_written_while_another_run_holds_the_lock(experiment, capsys):
+    lock = Path(".snakemake/locks/0.input.lock")
+    provenance.write_text(lock, "params.yaml")
+    config = Path("results/runs/centerpoint-det/config.yaml")
+    before = config.read_text()
+    save(changed())
+    assert seal.freeze().run("centerpoint-det").train.lr == RAW["train"]["lr"]
+    assert config.read_text() == before
+    assert "params.yaml has changed" in capsys.readouterr().err
+    lock.unlink()
+    seal.freeze()
+    assert config.read_text() != before
+
+
+def test_freezing_equal_settings_writes_nothing(experiment):
+    files = [Path(".snakemake/params.yaml"), *Path("results").rglob("*.yaml")]
+    before = [file.stat().st_mtime_ns for file in files]
+    seal.freeze()
+    assert [file.stat().st_mtime_ns for file in files] == before
+
+
+def test_settings_of_stale_weights_are_newer_than_them(experiment):
+    """Settings may come from git, older than the weights by their times: content decides, not the clock."""
+    save(changed())
+    seal.freeze()
+    config, weights = (
+        Path("results/runs/centerpoint-det/config.yaml"),
+        seal.weights_path("models", "centerpoint-det", 0),
+    )
+    shutil.copystat("params.yaml", config)
+    weights.touch()
+    seal.freeze()
+    assert config.stat().st_mtime_ns > weights.stat().st_mtime_ns
+
+
+def test_the_runs_share_one_preparation(experiment):
+    raw = copy.deepcopy(RAW)
+    raw["students"]["centerpoint-det"]["data"] = {"version": "v1.0-test"}
+    save(raw)
+    with pytest.raises(InputError, match=r"data\.version"):
+        seal.freeze()
+    raw["students"]["centerpoint-det"] = {**RAW["students"]["centerpoint-det"], "paste": {"min_points": 99}}
+    save(raw)
+    with pytest.raises(InputError, match=r"paste\.min_points"):
+        seal.freeze()
+
+
+def test_differences_name_the_paths():
+    made, asked = {"a": 1, "b": {"c": [1], "d": 2}}, {"a": 1, "b": {"c": [2]}, "e": None}
+    assert seal.differences(made, asked) == ["b.c ([1], now [2])", "b.d (2, now null)"]
+    assert seal.differences(made, made) == []

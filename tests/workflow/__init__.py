@@ -1,0 +1,1 @@
+"""The workflow, run with a stand-in for `vexkd`."""
