@@ -212,7 +212,7 @@ def test_weights_of_another_model_or_other_settings_are_refused(settings, tmp_pa
     changed = params.from_values(
         {**run.training(), "train": {**run.training()["train"], "lr": 0.5}}, run.after_training(), "x"
     )
-    with pytest.raises(InputError, match=r"trained with train.lr = 0.001, the settings now say 0.5"):
+    with pytest.raises(InputError, match=r"other settings: train.lr \(0.0003, now 0.5\)"):
         checkpoint.load_model(path, expected=changed)
     with pytest.raises(InputError, match="do not fit the model"):
         checkpoint.load_strictly(bev_model.build(settings.run("lidar-pretrain")), checkpoint.read_tensors(path), "x")

@@ -91,12 +91,8 @@ def test_what_answers_at_once_loads_no_torch(start):
 
 @pytest.mark.parametrize("path", SOURCES, ids=module)
 def test_no_pickle(path):
-    assert not {name.split(".")[0] for name in imported(path, at_load=False)} & {
-        "pickle",
-        "joblib",
-        "dill",
-        "cloudpickle",
-    }
+    outside = {name.split(".")[0] for name in imported(path, at_load=False)}
+    assert not outside & {"pickle", "joblib", "dill", "cloudpickle"}
     for call in (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)):
         options = {word.arg: ast.unparse(word.value) for word in call.keywords}
         assert options.get("allow_pickle", "False") == "False", f"{path}:{call.lineno}"

@@ -1,4 +1,4 @@
-"""Deformable sampling against its definition, and what the attention does at its start (method.md, oracles 5, 6, 9)."""
+"""Deformable sampling against its definition, and what the attention does at its start."""
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ def test_levels_have_their_own_reference():
 
 
 def test_parameters_of_a_fusion_block():
-    """method.md, oracle 9: two cross attentions, a self attention, a feed-forward net and three norms."""
+    """At the paper's size: two cross attentions, a self attention, a feed-forward net and three norms."""
     cross = DeformableAttention(channels=256, heads=8, points=4, query_channels=512)
     own = DeformableAttention(channels=256, heads=8, points=4)
     count = [sum(p.numel() for p in module.parameters()) for module in (cross, own)]

@@ -131,7 +131,7 @@ def test_key_order_changes_the_order_only():
 
 
 def test_the_encoders_grids():
-    """method.md, oracle 20: 41 -> 21 -> 11 -> 5 -> 2 in z and 1440 -> 720 -> 360 -> 180 in the plane."""
+    """BEVFusion's: 41 -> 21 -> 11 -> 5 -> 2 in z and 1440 -> 720 -> 360 -> 180 in the plane."""
     generator = torch.Generator().manual_seed(0)
     high = torch.tensor([1, 41, 1440, 1440])
     coordinates = (torch.rand(300, 4, generator=generator) * high).int().unique(dim=0)

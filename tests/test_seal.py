@@ -73,9 +73,8 @@ def test_other_settings_are_named_with_both_values(experiment):
     problems = checked()
     assert len(problems) == 2
     lr = RAW["train"]["lr"]
-    assert problems[0].startswith(
-        "centerpoint-det: models/centerpoint-det/seed0/weights.safetensors was made with other"
-    )
+    weights = seal.weights_path("models", "centerpoint-det", 0)
+    assert problems[0].startswith(f"centerpoint-det: {weights} was made with other settings")
     assert f"train.lr ({lr}, now 0.5)" in problems[0]
     assert problems[1].startswith("centerpoint-det-vexkd: ")
     assert checked("fusion-det") == []
@@ -123,10 +122,9 @@ def test_predictions_of_other_thresholds_are_named(experiment):
 
 
 def test_metrics_of_other_predictions_are_named(experiment):
-    Path("models/fusion-det/seed0/predictions.json").write_text('{"meta": {}, "results": {"a": []}}')
-    assert (
-        "results/runs/fusion-det was not made from models/fusion-det/seed0/predictions.json" in checked("fusion-det")[0]
-    )
+    predictions = Path("models/fusion-det/seed0/predictions.json")
+    predictions.write_text('{"meta": {}, "results": {"a": []}}')
+    assert f"results/runs/fusion-det was not made from {predictions}" in checked("fusion-det")[0]
 
 
 def test_missing_and_broken_weights_are_named(experiment):
@@ -181,10 +179,8 @@ def test_settings_of_stale_weights_are_newer_than_them(experiment):
     """Settings may come from git, older than the weights by their times: content decides, not the clock."""
     save(changed())
     seal.freeze()
-    config, weights = (
-        Path("results/runs/centerpoint-det/config.yaml"),
-        seal.weights_path("models", "centerpoint-det", 0),
-    )
+    config = Path("results/runs/centerpoint-det/config.yaml")
+    weights = seal.weights_path("models", "centerpoint-det", 0)
     shutil.copystat("params.yaml", config)
     weights.touch()
     seal.freeze()

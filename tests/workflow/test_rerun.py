@@ -95,6 +95,20 @@ def test_stale_weights_are_not_recorded(sealed):
     assert (sealed.folder / "dvc.lock").read_text() == lock
 
 
+def test_a_teacher_put_there_by_hand_is_not_recorded(sealed):
+    """Snakemake goes by times and sees nothing; the hashes in the students' weights tell."""
+    file = sealed.folder / "models/fusion-det/seed0/weights.safetensors"
+    times = file.stat()
+    file.write_bytes(file.read_bytes() + b"0")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    message = sealed.run("python", "workflow/scripts/stage.py", "all", fails=True)
+    assert "Nothing to be done" in message
+    assert (
+        "centerpoint-det-vexkd: models/centerpoint-det-vexkd/seed0/weights.safetensors was made from another" in message
+    )
+    assert "Nothing is recorded" in message
+
+
 def test_settings_that_came_without_weights_are_made(sealed):
     """As after `git pull` of settings that were never made, in a folder where Snakemake remembers nothing."""
     shutil.rmtree(sealed.folder / ".snakemake")

@@ -15,20 +15,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vexkd import params, provenance
+from vexkd import params, provenance, seal
 from vexkd.engine.seeding import random_state, restore_random_state
 from vexkd.errors import InputError
 from vexkd.models import bev_model
 from vexkd.models.bev_model import BEVModel
 from vexkd.params import Run
 
-FORMAT = "vexkd-weights-1"
-
 
 def save_weights(path: Path, model: nn.Module, *, run: Run, inputs: dict[str, str], record: dict[str, Any]) -> None:
     """Write a model's weights with the run's settings, hashes of its inputs {name: sha256} and its provenance."""
     header = {
-        "format": FORMAT,
+        "format": seal.FORMAT,
         "settings": json.dumps(run.training()),
         "inference": json.dumps(run.after_training()),
         "inputs": json.dumps(inputs),
@@ -39,20 +37,7 @@ def save_weights(path: Path, model: nn.Module, *, run: Run, inputs: dict[str, st
 
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a weights file, parsed. Raises InputError for a file that is missing, cut short or something else."""
-    path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > path.stat().st_size:
-                raise ValueError("cut short")
-            metadata = json.loads(stream.read(length)).get("__metadata__", {})
-    except FileNotFoundError:
-        raise InputError(f"{path}: there are no such weights; train the run that makes them first.") from None
-    except (ValueError, struct.error):
-        raise InputError(f"{path}: this is not a whole safetensors file; remove it and train the run again.") from None
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: these weights are not of format {FORMAT}; use a file that `vexkd train` wrote.")
-    return {key: json.loads(value) if key != "format" else value for key, value in metadata.items()}
+    return {key: json.loads(value) if key != "format" else value for key, value in seal.header(path).items()}
 
 
 def load_model(path: Path, *, expected: Run | None = None) -> tuple[BEVModel, Run]:
@@ -73,9 +58,7 @@ def difference(found: Run, expected: Run) -> str:
     """Where two runs' training settings differ first, in words."""
     if found.name != expected.name:
         return f"the weights are those of run {found.name}, not of {expected.name}"
-    first, second = _flatten(found.training()), _flatten(expected.training())
-    key = next(k for k in [*second, *first] if first.get(k) != second.get(k))
-    return f"the weights were trained with {key} = {first.get(key)}, the settings now say {second.get(key)}"
+    return f"the weights were trained with other settings: {seal.differences(found.training(), expected.training())[0]}"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -182,10 +165,3 @@ def _parameter_names(task: nn.Module, optimiser: torch.optim.Optimizer) -> dict[
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as {dotted key: value}."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {k: v for key, value in values.items() for k, v in _flatten(value, f"{prefix}.{key}".lstrip(".")).items()}

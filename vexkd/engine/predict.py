@@ -41,6 +41,7 @@ def predict(model: BEVModel, batches: Iterable[Batch], out: Path, *, run: Run, d
                 batch.token[sample], detections, matrix, limit=run.inference.max_boxes
             )
     meta = {f"use_{name}": name in run.sensors for name in ("camera", "lidar", "radar", "map", "external")}
+    meta["inference"] = run.after_training()
     with provenance.atomic(out) as temporary:
         temporary.write_text(json.dumps({"meta": meta, "results": results}))
     return sum(len(boxes) for boxes in results.values())

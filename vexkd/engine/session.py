@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vexkd import params, provenance
+from vexkd import params, provenance, seal
 from vexkd.data.dataset import in_order, loader
 from vexkd.data.infos import load as load_infos
 from vexkd.engine import checkpoint, tasks
@@ -87,19 +87,14 @@ def train(
 
 
 def input_hashes(**files: Path | None) -> dict[str, str]:
-    """SHA-256 of what a run is made from; for a folder the hash over its files' hashes in name order."""
+    """SHA-256 of what a run is made from; see `seal.content_digest` for folders."""
     hashes = {}
     for name, path in files.items():
         if path is None:
             continue
         if not path.exists():
             raise InputError(f"{path}: there is no such file or folder ({name} of this run); make it first.")
-        if path.is_dir():
-            hashes[name] = provenance.digest(
-                {p.name: provenance.file_digest(p) for p in sorted(path.iterdir()) if p.is_file()}
-            )
-        else:
-            hashes[name] = provenance.file_digest(path)
+        hashes[name] = seal.content_digest(path)
     return hashes
 
 

@@ -1,4 +1,4 @@
-"""Lift-splat pooling (method.md 2.4): image features, spread along their depth distribution, summed per BEV cell.
+"""Lift-splat pooling (as in BEVFusion): image features, spread along their depth distribution, summed per BEV cell.
 
 Dimensions: B batch, N cameras, D depth bins, H W image cells, C channels, Y X BEV; M = N H W pixels of a batch.
 """

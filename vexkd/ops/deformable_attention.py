@@ -1,4 +1,4 @@
-"""Deformable attention (equation 1 of the paper; method.md 1.4): each query reads a few learned places of a map.
+"""Deformable attention (Eq. 1 of the paper): each query reads a few learned places of a map.
 
 Dimensions: B batch, Q queries, S cells of all levels, L levels, K points, C channels; shapes are (H, W) per level,
 locations and references (x, y) in [0, 1] over the whole map.

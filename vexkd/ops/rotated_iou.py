@@ -1,4 +1,4 @@
-"""Overlap of rotated boxes and the two kinds of suppression CenterPoint uses (method.md 3.3).
+"""Overlap of rotated boxes and the two kinds of suppression CenterPoint uses, as in mmdetection3d.
 
 Dimensions: N, M boxes, K pairs of boxes. Metres and radians; yaw counter-clockwise from +x; l along the yaw, w across.
 """

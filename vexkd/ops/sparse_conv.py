@@ -1,4 +1,4 @@
-"""Sparse 3D convolutions on the occupied voxels (method.md 2.3): spconv behind a thin layer, and a pure-torch route.
+"""Sparse 3D convolutions on the occupied voxels: spconv behind a thin layer, and a pure-torch route.
 
 Dimensions: V active voxels, C channels, K kernel cells; grids, kernels and coordinates are in the order (batch) Z Y X.
 spconv is imported only where it is used: its import takes seconds.

@@ -1,4 +1,4 @@
-"""Hard voxelization with the mean of the points as voxel feature (HardSimpleVFE, method.md 2.2).
+"""Hard voxelization with the mean of the points as voxel feature (mmdetection3d's HardSimpleVFE).
 
 Dimensions: B batch, P points, F point features, V voxels; a grid is Z Y X, a range x0 y0 z0 x1 y1 z1 in metres.
 """
