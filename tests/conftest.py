@@ -79,7 +79,7 @@ def tiny_settings() -> dict:
     raw["transfusion"] |= {"channels": 16, "proposals": 20, "heads": 2, "ffn": 16}
     raw["distill"] |= {"mask_blocks": 1, "mask_heads": 2, "mask_ffn": 16, "stop_mask_epoch": 1}
     raw["train"] |= {"epochs": 2, "batch": 1}
-    for row in raw["teachers"].values():
+    for row in [*raw["teachers"].values(), *raw["students"].values()]:
         row["train"] = {**row.get("train", {}), "epochs": 2}
     raw["students"]["centerpoint-det"].pop("lidar", None)
     return raw

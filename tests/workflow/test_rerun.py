@@ -153,6 +153,7 @@ def test_an_edit_while_a_run_goes_on_reaches_none_of_its_jobs(sealed):
     assert planned["predict"] == len(params.load(sealed.folder / "params.yaml").runs)
 
 
+@pytest.mark.slow
 def test_a_failed_job_leaves_nothing_recorded(sealed):
     sealed.set(RATE, 0.5)
     sealed.environment["STAND_IN_MEANWHILE"] = "exit 3"
