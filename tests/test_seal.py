@@ -121,9 +121,14 @@ def test_predictions_of_other_thresholds_are_named(experiment):
     assert "predict it again" in problems[0]
 
 
+def test_predictions_that_record_nothing_are_refused(experiment):
+    Path("models/fusion-det/seed0/predictions.json").write_text('{"meta": {}, "results": {}}')
+    assert "does not record the settings it was made with" in checked("fusion-det")[0]
+
+
 def test_metrics_of_other_predictions_are_named(experiment):
     predictions = Path("models/fusion-det/seed0/predictions.json")
-    predictions.write_text('{"meta": {}, "results": {"a": []}}')
+    predictions.write_text(predictions.read_text() + " ")
     assert f"results/runs/fusion-det was not made from {predictions}" in checked("fusion-det")[0]
 
 

@@ -467,7 +467,7 @@ def _validate(model: type[Strict], values: dict[str, Any], path: str, where: str
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key explains a missing one
         location = ".".join(str(part) for part in ([where] if where else []) + list(first["loc"]))
         raise InputError(f"{path}: {location}: {_sentence(first, model)}.") from None
 

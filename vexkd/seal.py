@@ -191,19 +191,20 @@ def _check_weights(run: Run, seed: int, models: Path, path: str, known: dict[Pat
 
 
 def _check_predictions(run: Run, seed: int, models: Path, path: str) -> list[str]:
-    """The inference settings that a predictions file records, where it does, against those of now."""
+    """The inference settings that a predictions file records against those of now."""
     file = models / run.name / f"seed{seed}" / "predictions.json"
+    if not file.is_file():
+        return []
     made = _predictions_meta(file).get("inference")
-    differing = differences(made, run.after_training()) if made is not None else []
-    return (
-        [f"{run.name}: {file} was made with other settings: {_few(differing)}; predict it again"] if differing else []
-    )
+    if made is None:
+        return [f"{run.name}: {file} does not record the settings it was made with; predict it again"]
+    differing = _few(differences(made, run.after_training()))
+    problem = f"{run.name}: {file} was made with other settings than {path} asks for: {differing}; predict it again"
+    return [problem] if differing else []
 
 
 def _predictions_meta(file: Path) -> dict[str, Any]:
-    """The first key of a predictions file, which may be large; empty where there is none."""
-    if not file.is_file():
-        return {}
+    """The first key of a predictions file, which may be large; empty where it is another."""
     with file.open(encoding="utf-8") as stream:
         _, found, rest = stream.read(_HEAD).partition('"meta":')
     try:

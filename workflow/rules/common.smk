@@ -127,8 +127,8 @@ def distillation_metrics(wildcards):
 
 
 def every_figure():
-    birdseyes = [f"birdseye-{name}" for name in distilled_runs()]
-    named = ["curves", *(["distillation", *birdseyes] if birdseyes else [])]
+    birdseyes = [f"birdseye-{name}" for name in SETTINGS.runs]
+    named = ["curves", *birdseyes, *(["distillation"] if distilled_runs() else [])]
     return expand(
         "results/figures/{figure}.{end}", figure=named, end=["png", "svg", "csv"]
     )
