@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from conftest import tiny_settings
 from safetensors.torch import load_file
 
@@ -159,17 +160,37 @@ def test_accumulated_parts_equal_the_whole_batch(desk, town):
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
-def make_trainer(run, town, state, pace=None):
+def test_a_teacher_and_its_student_train_in_half_precision(town, tmp_path):
+    """Geometry, voxels and losses stay in float32 under autocast; every term is finite."""
+    values = tiny_settings()
+    values["train"]["precision"] = "bf16"
+    settings = params.parse(values)
+    weights = {}
+    for name in ("lidar-pretrain", "fusion-det"):
+        run = settings.run(name)
+        weights[name] = tmp_path / f"{name}.safetensors"
+        checkpoint.save_weights(weights[name], bev_model.build(run), run=run, inputs={}, record={})
+    origins = {
+        "fusion-det": {"start": weights["lidar-pretrain"]},
+        "centerpoint-det-vexkd": {"teacher": weights["fusion-det"]},
+    }
+    for name, origin in origins.items():
+        trainer = make_trainer(settings.run(name), town, tmp_path / name, **origin)
+        row = trainer._step(next(trainer._epoch(0)))
+        assert all(math.isfinite(value) for value in row.values())
+
+
+def make_trainer(run, town, state, pace=None, start=None, teacher=None):
     from vexkd.data.infos import load
     from vexkd.engine import tasks
     from vexkd.engine.seeding import seed_everything
 
     seed_everything(0)
-    task, images = tasks.build_task(run, start=None, teacher=None)
-    dataset = tasks.training_set(
-        run, images, root=town / "data", infos=load(town / "infos"), paste=town / "paste", seed=0
-    )
-    accelerator = start_accelerator("fp32", "cpu")
+    AcceleratorState._reset_state(reset_partial_state=True)  # one process, several trainings of different precision
+    task, images = tasks.build_task(run, start=start, teacher=teacher)
+    paste = town / "paste" if run.paste else None
+    dataset = tasks.training_set(run, images, root=town / "data", infos=load(town / "infos"), paste=paste, seed=0)
+    accelerator = start_accelerator(run.train.precision, "cpu")
     return Trainer(
         task=task, dataset=dataset, run=run, seed=0, state=state, pace=pace or Pace(), accelerator=accelerator
     )

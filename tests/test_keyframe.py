@@ -110,9 +110,7 @@ def test_one_real_frame_learnt_by_heart_is_found_again(keyframe, predictions):
     assert len(false) <= 5, false
     assert len(sure) <= len(truth) + 5, "no box may be found over and over"
 
-    scores = evaluate(
-        predictions, root=keyframe, version="v1.0-mini", split="mini_train", config="detection_cvpr_2019"
-    )
+    scores = evaluate(predictions, root=keyframe, version="v1.0-mini", split="mini_train", config="detection_cvpr_2019")
     assert min(scores["AP"][name] for name in ("car", "pedestrian", "barrier")) > 0.8
     for name in ("car", "pedestrian"):
         errors = scores["errors"][name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,12 +24,12 @@ app = typer.Typer(
 Root = Annotated[Path, typer.Option(help="nuScenes' folder: samples/ sweeps/ maps/ and the tables' folder")]
 Version = Annotated[str, typer.Option(help="folder of the tables, for instance v1.0-trainval")]
 InfosDir = Annotated[Path, typer.Option(help="folder that `vexkd infos` wrote")]
-Workers = Annotated[int, typer.Option(help="parallel processes")]
+Workers = Annotated[int, typer.Option(min=1, help="parallel processes")]
 ParamsFile = Annotated[Path, typer.Option(help="settings file")]
 Results = Annotated[Path, typer.Option(help="results folder")]
 Models = Annotated[Path, typer.Option(help="folder of the trained models")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads of torch; default: torch's own choice")]
-Device = Annotated[str | None, typer.Option(help="cpu, or nothing for the GPU that is there")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; default: torch's own choice")]
+Device = Annotated[Literal["cpu"] | None, typer.Option(help="cpu, or nothing for the GPU that is there")]
 
 
 @app.command()
@@ -133,8 +133,8 @@ def train(
         "scratch"
     ),
     threads: Threads = None,
-    workers: Annotated[int, typer.Option(help="loader processes; 0 loads in the training process")] = 0,
-    accumulate: Annotated[int, typer.Option(help="parts that each process splits its share of a batch into")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="loader processes; 0 loads in the training process")] = 0,
+    accumulate: Annotated[int, typer.Option(min=1, help="parts that each process splits its share of a batch into")] = 1,
     checkpoint_minutes: Annotated[float, typer.Option(help="time between saved states")] = 5.0,
     max_seconds: Annotated[float | None, typer.Option(help="save and stop after this time (status 75)")] = None,
     device: Device = None,
@@ -170,8 +170,8 @@ def predict(
         Path | None, typer.Option(help="refuse weights with other settings than this config.yaml's")
     ] = None,
     inference: Annotated[Path | None, typer.Option(help="thresholds and NMS; default: those in the weights")] = None,
-    batch: Annotated[int, typer.Option(help="samples at a time")] = 4,
-    workers: Annotated[int, typer.Option(help="loader processes")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="samples at a time")] = 4,
+    workers: Annotated[int, typer.Option(min=0, help="loader processes")] = 0,
     threads: Threads = None,
     device: Device = None,
 ) -> None:
@@ -232,7 +232,7 @@ def check(
     settings = module.load(params)
     names = list(settings.runs) if all_runs else [settings.run(name).name for name in runs or []]
     if not names:
-        raise InputError("vexkd check: no run was named; name some or pass --all.")
+        raise InputError("no run was named to check; name some or pass --all.")
     problems = seal.check(settings, models, names)
     for problem in problems:
         print(problem, file=sys.stderr)
@@ -313,8 +313,16 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(f"vexkd: {error}", file=sys.stderr)
-        sys.exit(2)
+        # The error of a loader process comes back as its whole traceback, whose last line is the sentence.
+        sentence = str(error).splitlines()[-1].removeprefix("vexkd.errors.InputError: ")
+    except OSError as error:  # a folder in place of a file, no permission, a full disk
+        if error.filename is None:
+            raise
+        sentence = f"{error.filename}: {error.strerror}; name another place or mend this one."
+    else:
+        return
+    print(f"vexkd: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

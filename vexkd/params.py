@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vexkd import provenance
+from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 
 Pair = Annotated[list[float], Len(2, 2)]
@@ -24,6 +25,7 @@ Triple = Annotated[list[float], Len(3, 3)]
 Six = Annotated[list[float], Len(6, 6)]
 Ten = Annotated[list[float], Len(10, 10)]
 Size = Annotated[list[int], Len(2, 2)]
+ClassName = Literal[CLASSES]  # any one of them
 Kind = Literal["pretrained", "teachers", "students", "distilled"]
 KINDS: tuple[Kind, ...] = ("pretrained", "teachers", "students", "distilled")
 
@@ -75,7 +77,7 @@ class ImageAugment(Strict):
 
 
 class Paste(Strict):
-    counts: dict[str, int] = Field(description="objects per class after pasting; 0 or absent: none")
+    counts: dict[ClassName, int] = Field(description="objects per class after pasting; 0 or absent: none")
     min_points: int
     until_epoch: int = Field(description="first epoch without pasting")
 
@@ -142,7 +144,7 @@ class Gaussian(Strict):
 
 
 class CenterPoint(Strict):
-    tasks: list[list[str]]
+    tasks: list[list[ClassName]]
     shared_channels: int
     branch_channels: int
     gaussian: Gaussian
@@ -158,7 +160,7 @@ class TransFusion(Strict):
     heads: int
     ffn: int
     dropout: float
-    peak_classes: list[str] = Field(description="small classes whose proposals need no local maximum")
+    peak_classes: list[ClassName] = Field(description="small classes whose proposals need no local maximum")
     gaussian: Gaussian
     class_cost: float
     box_cost: float
@@ -241,7 +243,7 @@ class Run(Strict):
     name: str
     kind: Kind
     task: Literal["detection"]
-    sensors: list[Literal["lidar", "camera"]]
+    sensors: Annotated[list[Literal["lidar", "camera"]], Len(1)]
     head: Literal["centerpoint", "transfusion"]
     fusion: Literal["mgfm", "conv"] | None = None
     start: str | None = None
@@ -262,6 +264,21 @@ class Run(Strict):
     train: Train
     distill: Distill | None = None
     inference: Inference
+
+    @model_validator(mode="after")
+    def _has_its_parts(self) -> Run:
+        """What the run's sensors, head and fusion read is there."""
+        if (len(self.sensors) == 2) != (self.fusion is not None):
+            raise ValueError("fusion: it belongs to a run with both sensors, and to no other; mend fusion or sensors")
+        needed = {*self.sensors, self.head} | ({"image_augment"} if "camera" in self.sensors else set())
+        needed |= {"distill"} if self.kind == "distilled" else set()
+        needed |= {None: set(), "mgfm": {"mgfm"}, "conv": {"conv_fuser"}}[self.fusion]
+        for name in sorted(needed):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: the run needs this block of settings; add it")
+        if getattr(self.inference, self.head) is None:
+            raise ValueError(f"inference.{self.head}: the run needs this block of settings; add it")
+        return self
 
     def training(self) -> dict[str, Any]:
         """What training depends on, as plain values: everything but `inference`."""
@@ -285,7 +302,7 @@ class Params(Strict):
 
     path: str
     root: str
-    seeds: list[int]
+    seeds: Annotated[list[int], Len(1)]
     synthetic: Synthetic | None
     runs: dict[str, Run]
     tables: dict[str, list[str]]
@@ -318,11 +335,7 @@ def load(path: Path | str = "params.yaml") -> Params:
         raise InputError(
             f"{path}: there is no such settings file; run from the folder that holds it or name it with --params."
         )
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: this is not YAML: {str(error).splitlines()[0]}; mend the file.") from error
-    return parse(raw, str(path))
+    return parse(_read_yaml(path), str(path))
 
 
 def parse(raw: Any, path: str = "params.yaml") -> Params:
@@ -332,6 +345,8 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
     _refuse_unknown(raw, _TOP, path)
     rows: dict[str, tuple[Kind, dict[str, Any]]] = {}
     for kind in KINDS:
+        if not isinstance(raw.get(kind) or {}, dict):
+            raise InputError(f"{path}: {kind}: it must be a mapping of runs' names to their settings; write it as one.")
         for name, row in (raw.get(kind) or {}).items():
             if not _NAME.fullmatch(str(name)):
                 raise InputError(
@@ -341,6 +356,8 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
                 raise InputError(
                     f"{path}: {kind}.{name}: the name is taken by {rows[name][0]}.{name}; rename one of them."
                 )
+            if not isinstance(row or {}, dict):
+                raise InputError(f"{path}: {kind}.{name}: a run must be a mapping of settings; write it as one.")
             rows[name] = (kind, dict(row or {}))
     defaults = {block: raw[block] for block in _BLOCKS if block in raw}
     runs = {name: _merge(name, kind, row, rows, defaults, path) for name, (kind, row) in rows.items()}
@@ -361,13 +378,25 @@ def read_run(config: Path | str, inference: Path | str) -> Run:
     for file in (config, inference):
         if not Path(file).is_file():
             raise InputError(f"{file}: there is no such file; write the runs' settings with `vexkd configure`.")
-    values = [yaml.safe_load(Path(file).read_text()) for file in (config, inference)]
-    return _validate(Run, {**values[0], "inference": values[1]}, str(config))
+    training = _read_yaml(config)
+    if not isinstance(training, dict):
+        raise InputError(f"{config}: there is no mapping of settings; write it again with `vexkd configure`.")
+    return from_values(training, _read_yaml(inference), str(config))
 
 
 def with_inference(run: Run, inference: Path | str) -> Run:
     """The same run with the settings of another inference.yaml."""
-    return from_values(run.training(), yaml.safe_load(Path(inference).read_text()), str(inference))
+    if not Path(inference).is_file():
+        raise InputError(f"{inference}: there is no such file; write the runs' settings with `vexkd configure`.")
+    return from_values(run.training(), _read_yaml(inference), str(inference))
+
+
+def _read_yaml(path: Path | str) -> Any:
+    """The content of a YAML file that is there."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: this is not YAML: {str(error).splitlines()[0]}; mend the file.") from error
 
 
 def write_configs(params: Params, results: Path | str = "results") -> None:
@@ -413,9 +442,11 @@ def _merge(
     layers = [row]
     for key, group in (("student", "students"), ("teacher", "teachers"), ("start", "pretrained")):
         target = row.get(key)
-        if target is not None and rows.get(target, ("",))[0] != group:
+        if target is not None and (not isinstance(target, str) or rows.get(target, ("",))[0] != group):
             known = [n for n, (k, _) in rows.items() if k == group]
-            raise InputError(f"{path}: {where}.{key}: there is no run '{target}' in {group}{_nearest(target, known)}.")
+            raise InputError(
+                f"{path}: {where}.{key}: there is no run '{target}' in {group}{_nearest(str(target), known)}."
+            )
     if kind == "distilled":
         if not (row.get("student") and row.get("teacher")):
             raise InputError(f"{path}: {where}: a distilled run names its student and its teacher; add both.")
@@ -445,13 +476,12 @@ def _relevant(merged: dict[str, Any], kind: Kind) -> dict[str, Any]:
     unused |= set() if "camera" in sensors else {"camera", "image_augment"}
     unused |= {"paste"} if "camera" in sensors or kind == "distilled" else set()  # images do not hold pasted objects
     unused |= {"mgfm", "conv_fuser"} - {"mgfm" if fusion == "mgfm" else "conv_fuser" if fusion == "conv" else ""}
-    unused |= {"centerpoint", "transfusion"} - {head}
+    other_heads = {name for name in ("centerpoint", "transfusion") if name != head}
+    unused |= other_heads
     unused |= set() if kind == "distilled" else {"distill"}
     kept = {key: value for key, value in merged.items() if key not in unused}
     if isinstance(kept.get("inference"), dict):
-        kept["inference"] = {
-            k: v for k, v in kept["inference"].items() if k not in {"centerpoint", "transfusion"} - {head}
-        }
+        kept["inference"] = {k: v for k, v in kept["inference"].items() if k not in other_heads}
     return kept
 
 
@@ -467,9 +497,11 @@ def _validate(model: type[Strict], values: dict[str, Any], path: str, where: str
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key explains a missing one
+        first = min(
+            error.errors(), key=lambda e: e["type"] != "extra_forbidden"
+        )  # a misspelt key explains a missing one
         location = ".".join(str(part) for part in ([where] if where else []) + list(first["loc"]))
-        raise InputError(f"{path}: {location}: {_sentence(first, model)}.") from None
+        raise InputError(f"{': '.join(filter(None, (path, location)))}: {_sentence(first, model)}.") from None
 
 
 def _sentence(error: dict[str, Any], model: type[Strict]) -> str:
@@ -479,6 +511,8 @@ def _sentence(error: dict[str, Any], model: type[Strict]) -> str:
         return "there is no such setting" + _nearest(str(error["loc"][-1]), _fields_at(model, error["loc"][:-1]))
     if error["type"] == "missing":
         return "the setting is missing; add it"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value):
         mantissa, exponent = re.split("[eE]", value)
         return f"'{value}' is text to YAML, not a number; write {mantissa}.0e{exponent}"

@@ -460,9 +460,11 @@ class _Annotations:
     @classmethod
     def read(cls, root: Path, version: str, samples: _Samples) -> _Annotations:
         category = {token: row["name"] for token, row in tables.index(root, version, "category").items()}
-        instance = {
-            t: category.get(row["category_token"], "") for t, row in tables.index(root, version, "instance").items()
-        }
+        instances = tables.index(root, version, "instance")
+        lost = next((token for token, row in instances.items() if row["category_token"] not in category), None)
+        if lost:
+            raise InputError(f"instance {lost} names a category that {version} lacks: extract the metadata again.")
+        instance = {token: category[row["category_token"]] for token, row in instances.items()}
         label_of = {t: _label(name) for t, name in instance.items()}
         attribute = {token: row["name"] for token, row in tables.index(root, version, "attribute").items()}
         same = {token: token for token in instance}  # one string object an instance, not one an annotation
@@ -473,6 +475,10 @@ class _Annotations:
                 raise InputError(
                     f"annotation {row['token']} names a sample or instance that {version} lacks: "
                     "extract the metadata again."
+                )
+            if row["attribute_tokens"] and row["attribute_tokens"][0] not in attribute:
+                raise InputError(
+                    f"annotation {row['token']} names an attribute that {version} lacks: extract the metadata again."
                 )
             tokens.append(row["token"])
             values = (

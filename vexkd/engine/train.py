@@ -188,7 +188,7 @@ class Trainer:
         bad = [name for name, value in terms.items() if not math.isfinite(float(value.detach()))]
         if bad:
             raise NonFiniteError(
-                f"{self.run.name}: loss term {bad[0]} is {float(terms[bad[0]])} at step {self.position.step} on samples "
+                f"{self.run.name}: loss term {bad[0]} is {float(terms[bad[0]].detach())} at step {self.position.step} on samples "
                 f"{', '.join(batch.token)}; look at these samples or lower train.lr."
             )
 

@@ -110,7 +110,7 @@ def build_lidar(run: Run) -> SparseEncoder:
     encoder = SparseEncoder(
         bounds=run.bev.range, voxel=run.bev.voxel, point_channels=POINT_CHANNELS, **run.lidar.model_dump()
     )
-    if encoder.out_channels == 0:
+    if encoder.out_channels <= 0:
         raise InputError(
             f"{run.name}: {encoder.shape[0]} voxel layers along z are too few for the stages of lidar.channels; "
             "lower the z size of bev.voxel."

@@ -63,12 +63,13 @@ class LiftSplat(nn.Module):
     def forward(self, features: Tensor, batch: Batch) -> Tensor:
         """features (B, N, C_in, H, W) of the images in `batch` -> (B, channels, Y, X)."""
         image_size = tuple(batch.images.shape[-2:])
-        sparse_depth = depth_image(batch, image_size)  # B N 1 H_image W_image
+        with torch.autocast(features.device.type, enabled=False):
+            sparse_depth = depth_image(batch, image_size)  # B N 1 H_image W_image
+            cells = self.cells(batch, features.shape[-2:], image_size)  # B N D H W
         guidance = self.depth_image(sparse_depth.flatten(0, 1))  # BN C H W
         raw = self.depth_net(torch.cat([features.flatten(0, 1), guidance], dim=1)).float()
         raw = raw.unflatten(0, features.shape[:2])  # B N D+C H W
         depth, context = raw.split([len(self.bins), self.channels], dim=2)
-        cells = self.cells(batch, features.shape[-2:], image_size)  # B N D H W
         return self.down(lift_pool(depth.softmax(dim=2), context, cells, self.size))
 
     @torch.no_grad()

@@ -7,7 +7,9 @@ spconv is imported only where it is used: its import takes seconds.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -23,10 +25,12 @@ Triple = tuple[int, int, int]
 
 
 def _spconv() -> ModuleType:
-    with warnings.catch_warnings():  # it decorates its functions with a deprecated torch name, eight warnings an import
-        warnings.simplefilter("ignore", FutureWarning)
-        import spconv.pytorch
-    return spconv.pytorch
+    if "spconv.pytorch" not in sys.modules:  # its import calls deprecated names of torch, which warns by two ways
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            import spconv.pytorch
+    return sys.modules["spconv.pytorch"]
 
 
 def _triple(value: int | tuple[int, ...]) -> Triple:

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor
 
+from vexkd.errors import InputError
+
 
 def grid_size(range: tuple[float, ...], voxel: tuple[float, ...]) -> tuple[int, int, int]:
     """Number of voxels (Z, Y, X) of a range; a range that is not a whole number of voxels is refused."""
@@ -15,9 +17,9 @@ def grid_size(range: tuple[float, ...], voxel: tuple[float, ...]) -> tuple[int, 
     for axis, name in enumerate("xyz"):
         length = (range[axis + 3] - range[axis]) / voxel[axis]
         if round(length) < 1 or abs(length - round(length)) > 1e-3:
-            raise ValueError(
+            raise InputError(
                 f"range {tuple(range)} holds {length:.4f} voxels of {voxel[axis]} m along {name}: "
-                "make it a whole number, at least 1"
+                "make it a whole number, at least 1."
             )
         cells.append(round(length))
     return cells[2], cells[1], cells[0]
