@@ -55,7 +55,7 @@ def desk(town, tmp_path):
 
     def train(name, out="models", pace=None, **weights):
         arguments = {"start": None, "teacher": None, "paste": None, **weights}
-        if name == "lidar-pretrain" or name == "centerpoint-det":
+        if name == "lidar-pretrain":
             arguments["paste"] = town / "paste"
         session.train(
             config(name), root=town / "data", infos=town / "infos", out=tmp_path / out / name / "seed0", seed=0,
@@ -103,7 +103,7 @@ def test_a_killed_run_resumes_bit_for_bit(desk):
     undisturbed = desk.train("centerpoint-det", out="undisturbed")
     command = [
         sys.executable, "-m", "vexkd.cli", "train", "--config", desk.config("centerpoint-det"), "--root", desk.town / "data",
-        "--infos", desk.town / "infos", "--paste", desk.town / "paste", "--out", desk.path / "killed", "--scratch",
+        "--infos", desk.town / "infos", "--out", desk.path / "killed", "--scratch",
         desk.path / "scratch", "--threads", "1", "--device", "cpu",
     ]  # fmt: skip
     command = [str(part) for part in command]
@@ -233,7 +233,7 @@ def test_weights_of_another_model_or_other_settings_are_refused(settings, tmp_pa
     changed = params.from_values(
         {**run.training(), "train": {**run.training()["train"], "lr": 0.5}}, run.after_training(), "x"
     )
-    with pytest.raises(InputError, match=r"other settings: train.lr \(0.0003, now 0.5\)"):
+    with pytest.raises(InputError, match=r"other settings: train.lr \(.*, now 0.5\)"):
         checkpoint.load_model(path, expected=changed)
     with pytest.raises(InputError, match="do not fit the model"):
         checkpoint.load_strictly(bev_model.build(settings.run("lidar-pretrain")), checkpoint.read_tensors(path), "x")

@@ -10,7 +10,16 @@ from vexkd.models.fusion import ConvFuser, FusionBlock, ModalityGeneralFusion
 
 def small_module(**more):
     torch.manual_seed(0)
-    sizes = {"shape": (6, 5), "channels": 8, "blocks": 2, "heads": 2, "points": 4, "ffn": 16, "dropout": 0.1}
+    sizes = {
+        "shape": (6, 5),
+        "channels": 8,
+        "blocks": 2,
+        "query_std": 1.0,
+        "heads": 2,
+        "points": 4,
+        "ffn": 16,
+        "dropout": 0.1,
+    }
     return ModalityGeneralFusion(in_channels={"lidar": 6, "camera": 3}, **{**sizes, **more}).eval()
 
 

@@ -73,11 +73,17 @@ def doctor(
     version: Version,
     manifest: Annotated[Path | None, typer.Option(help="where to write sizes and hashes, if all is well")] = None,
     workers: Workers = 2,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="compare sizes with the manifest, do not read the files")
+    ] = False,
+    skip_unused: Annotated[
+        bool, typer.Option("--skip-unused", help="let radar files and camera sweeps be absent")
+    ] = False,
 ) -> None:
     """Look at every file the tables name: there, readable, whole. Names each bad one, all in one go."""
     from vexkd.data.doctor import examine
 
-    problems = examine(root, version, manifest=manifest, workers=workers)
+    problems = examine(root, version, manifest=manifest, workers=workers, quick=quick, unused=not skip_unused)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
@@ -101,12 +107,13 @@ def paste(
     out: Annotated[Path, typer.Option(help="folder to write points.npy and index.parquet to")],
     split: Annotated[str, typer.Option(help="split to cut objects from: the one to train on")],
     min_points: Annotated[int, typer.Option(help="objects with fewer points are left out")] = 5,
+    sweeps: Annotated[int, typer.Option(help="previous sweeps stacked, as in training")] = 9,
     workers: Workers = 2,
 ) -> None:
     """Cut the objects out of the training scenes: the ground-truth database for pasting."""
     from vexkd.data import paste as module
 
-    module.build(root, infos, out, split=split, min_points=min_points, workers=workers)
+    module.build(root, infos, out, split=split, min_points=min_points, sweeps=sweeps, workers=workers)
 
 
 @app.command()
@@ -134,7 +141,9 @@ def train(
     ),
     threads: Threads = None,
     workers: Annotated[int, typer.Option(min=0, help="loader processes; 0 loads in the training process")] = 0,
-    accumulate: Annotated[int, typer.Option(min=1, help="parts that each process splits its share of a batch into")] = 1,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="parts that each process splits its share of a batch into")
+    ] = 1,
     checkpoint_minutes: Annotated[float, typer.Option(help="time between saved states")] = 5.0,
     max_seconds: Annotated[float | None, typer.Option(help="save and stop after this time (status 75)")] = None,
     device: Device = None,

@@ -121,6 +121,7 @@ class Camera(Strict):
 class Mgfm(Strict):
     channels: int
     blocks: int
+    query_std: float = Field(gt=0, description="standard deviation of the BEV query's random start")
     heads: int
     points: int
     ffn: int
@@ -374,7 +375,7 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
 
 
 def read_run(config: Path | str, inference: Path | str) -> Run:
-    """The run that a written config.yaml and inference.yaml describe (see `write_configs` in the workflow)."""
+    """The run that a written config.yaml and inference.yaml describe (see `write_configs`)."""
     for file in (config, inference):
         if not Path(file).is_file():
             raise InputError(f"{file}: there is no such file; write the runs' settings with `vexkd configure`.")
@@ -475,6 +476,8 @@ def _relevant(merged: dict[str, Any], kind: Kind) -> dict[str, Any]:
     unused |= set() if "lidar" in sensors else {"lidar"}
     unused |= set() if "camera" in sensors else {"camera", "image_augment"}
     unused |= {"paste"} if "camera" in sensors or kind == "distilled" else set()  # images do not hold pasted objects
+    pasted = merged.get("paste")
+    unused |= {"paste"} if isinstance(pasted, dict) and pasted.get("counts") == {} else set()
     unused |= {"mgfm", "conv_fuser"} - {"mgfm" if fusion == "mgfm" else "conv_fuser" if fusion == "conv" else ""}
     other_heads = {name for name in ("centerpoint", "transfusion") if name != head}
     unused |= other_heads

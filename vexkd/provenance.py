@@ -61,7 +61,7 @@ def write_text(path: Path | str, text: str, *, only_if_changed: bool = False) ->
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON atomically, sorted keys left as given, two spaces, newline at the end."""
+    """Write JSON atomically, keys in the order given, two spaces, newline at the end."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 

@@ -131,20 +131,20 @@ def _shared_settings(params: Params) -> dict[str, dict[str, Any]]:
     town = params.synthetic.model_dump(mode="json") if params.synthetic else None
     versions = sorted({run.data.version for run in params.runs.values()})
     pasting = [run for run in params.runs.values() if run.paste is not None]
-    pastes = {(run.data.train_split, run.paste.min_points) for run in pasting if run.paste is not None}
+    pastes = {(run.data.train_split, run.paste.min_points, run.data.sweeps) for run in pasting if run.paste is not None}
     if len(versions) > 1:
         raise InputError(
             f"{params.path}: data.version: the runs share one preparation, but ask for {', '.join(versions)}."
         )
     if len(pastes) > 1:
         raise InputError(
-            f"{params.path}: paste.min_points: all runs share one database of objects; give them one split and number."
+            f"{params.path}: paste.min_points: all runs share one database of objects; give them one split, number and data.sweeps."
         )
     shared: dict[str, dict[str, Any]] = {"data": {"root": params.root, "version": versions[0], "synthetic": town}}
     if town is not None:
         shared["town"] = town
-    for split, points in pastes:
-        shared["paste"] = {"split": split, "min_points": points}
+    for split, points, sweeps in pastes:
+        shared["paste"] = {"split": split, "min_points": points, "sweeps": sweeps}
     for table, rows in params.tables.items():
         reported = {row: params.reported[row].model_dump(mode="json") for row in rows if row in params.reported}
         shared[f"table-{table}"] = {"rows": rows, "reported": reported, "synthetic": town is not None}

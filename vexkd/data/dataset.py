@@ -74,7 +74,7 @@ class NuScenesDataset(Dataset):
                 f"sensors {list(sensors)} are not some of {', '.join(SENSORS)}: correct the run's sensors."
             )
         if "camera" in sensors and image_size is None:
-            raise InputError("the run has a camera but no image size: set it in the run's data settings.")
+            raise InputError("the run has a camera but no image size: set camera.image_size.")
         if "camera" in sensors and paste is not None:
             raise InputError(
                 "ground-truth pasting would show objects to the LiDAR that no image shows: switch it off for this run."

@@ -43,13 +43,13 @@ def folder(root: Path, version: str) -> Path:
     root = Path(root)
     if not root.is_dir():
         raise InputError(
-            f"data root {root} does not exist: set data.root to the folder that holds nuScenes' `{version}` folder."
+            f"data root {root} does not exist: set root to the folder that holds nuScenes' `{version}` folder."
         )
     tables = root / version
     if not tables.is_dir():
         found = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
         known = f"it holds {', '.join(found)}" if found else "it holds no nuScenes tables at all"
-        raise InputError(f"data root {root} has no version {version} ({known}): correct data.version or data.root.")
+        raise InputError(f"data root {root} has no version {version} ({known}): correct data.version or root.")
     missing = [f"{name}.json" for name in TABLES if not (tables / f"{name}.json").is_file()]
     if missing:
         raise InputError(f"{tables} lacks {', '.join(missing)}: extract nuScenes' metadata archive of {version} again.")

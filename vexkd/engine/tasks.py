@@ -53,11 +53,10 @@ def training_set(run: Run, images: Run, *, root: Path, infos: Infos, paste: Path
     """The training split with its augmentation: one draw serves student and teacher. `images`: whose camera settings."""
     sensors = [name for name in ("lidar", "camera") if name in {*run.sensors, *images.sensors}]
     augment, picture = run.bev_augment, images.image_augment
-    if run.paste is not None and any(run.paste.counts.values()) and paste is None:
+    if run.paste is not None and paste is None:
         raise InputError(
             f"{run.name}: the settings ask for pasted objects; pass the ground-truth database with --paste."
         )
-    use_paste = run.paste is not None and any(run.paste.counts.values())
     return NuScenesDataset(
         root=root,
         infos=infos.subset(run.data.train_split),
@@ -77,9 +76,9 @@ def training_set(run: Run, images: Run, *, root: Path, infos: Infos, paste: Path
         )
         if "camera" in sensors
         else None,
-        paste=PasteDatabase(paste) if use_paste else None,
-        paste_counts=run.paste.counts if use_paste else None,
-        paste_epochs=run.paste.until_epoch if use_paste else None,
+        paste=PasteDatabase(paste) if run.paste else None,
+        paste_counts=run.paste.counts if run.paste else None,
+        paste_epochs=run.paste.until_epoch if run.paste else None,
         seed=seed,
         training=True,
     )

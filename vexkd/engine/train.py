@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -96,6 +96,8 @@ class Trainer:
     ) -> None:
         self.run, self.seed, self.dataset, self.pace, self.state = run, seed, dataset, pace, state
         self.accelerator = accelerator
+        if run.train.sync_bn and accelerator.num_processes > 1:
+            task = nn.SyncBatchNorm.convert_sync_batchnorm(task)
         self.bare = task.to(accelerator.device)
         self.optimiser = optim.optimiser(task, run.train)
         self.position = Position()
@@ -245,4 +247,5 @@ def peak_memory() -> int:
 def start_accelerator(precision: str, device: str | None) -> Accelerator:
     """Device, processes and precision. device "cpu" keeps to the CPU; None takes the GPU that is there."""
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    return Accelerator(mixed_precision=mixed, cpu=device == "cpu", step_scheduler_with_optimizer=False)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # masks that no longer learn, for one
+    return Accelerator(mixed_precision=mixed, cpu=device == "cpu", kwargs_handlers=[unused])

@@ -120,6 +120,8 @@ def build_lidar(run: Run) -> SparseEncoder:
 
 def build_camera(run: Run) -> CameraBranch:
     """The camera branch."""
+    if "lidar" not in run.sensors:
+        raise InputError(f"{run.name}: a camera without LiDAR has no view transform yet; add lidar to its sensors.")
     camera = run.camera
     outputs = camera.backbone.outputs
     backbone = build_backbone(**camera.backbone.model_dump())

@@ -40,6 +40,7 @@ class ModalityGeneralFusion(nn.Module):
         shape: Sequence[int],
         channels: int,
         blocks: int,
+        query_std: float,
         heads: int,
         points: int,
         ffn: int,
@@ -49,7 +50,7 @@ class ModalityGeneralFusion(nn.Module):
         rows, columns = shape
         self.shape, self.sensors = (rows, columns), tuple(in_channels)
         self.project = nn.ModuleDict({sensor: nn.Conv2d(width, channels, 1) for sensor, width in in_channels.items()})
-        self.query = nn.Parameter(torch.randn(rows * columns, channels))
+        self.query = nn.Parameter(query_std * torch.randn(rows * columns, channels))
         self.rows = nn.Parameter(torch.rand(rows, channels // 2))
         self.columns = nn.Parameter(torch.rand(columns, channels // 2))
         self.blocks = nn.ModuleList(

@@ -29,7 +29,7 @@ def _spconv() -> ModuleType:
         logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            import spconv.pytorch
+            import spconv.pytorch  # noqa: F401
     return sys.modules["spconv.pytorch"]
 
 

@@ -32,7 +32,11 @@ def pasting_runs():
 
 def paste_settings(wildcards):
     run = SETTINGS.run(pasting_runs()[0])
-    return {"split": run.data.train_split, "min_points": run.paste.min_points}
+    return {
+        "split": run.data.train_split,
+        "min_points": run.paste.min_points,
+        "sweeps": run.data.sweeps,
+    }
 
 
 def paste_database():

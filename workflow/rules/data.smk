@@ -73,7 +73,8 @@ rule paste:
         settings=paste_settings,
     shell:
         "vexkd paste --root {params.root} --infos artifacts/infos --out artifacts/paste"
-        " --split {params.settings[split]} --min-points {params.settings[min_points]} --workers {threads} > {log} 2>&1"
+        " --split {params.settings[split]} --min-points {params.settings[min_points]}"
+        " --sweeps {params.settings[sweeps]} --workers {threads} > {log} 2>&1"
 
 
 rule prepare:
