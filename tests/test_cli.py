@@ -85,7 +85,7 @@ class Desk:
         """A config.yaml like the CenterPoint's but for some settings, with its inference.yaml beside it."""
         values = yaml.safe_load(self.config().read_text())
         for block, settings in blocks.items():
-            values[block] |= settings
+            values[block] = {**values.get(block, {}), **settings}
         (folder / "config.yaml").write_text(params.dump(values))
         shutil.copy(self.config().with_name("inference.yaml"), folder)
         return folder / "config.yaml"
@@ -455,7 +455,8 @@ def test_weights_of_another_run_or_other_settings(refused, desk, tmp_path):
         given = {"paste": None, option: desk.weights("centerpoint-det")}
         assert "weights of centerpoint-det" in refused(*desk.train(tmp_path, desk.config(run), **given))
         assert "no weights were given" in refused(*desk.train(tmp_path, desk.config(run), paste=None))
-    assert "--paste" in refused(*desk.train(tmp_path, paste=None))
+    pasting = desk.changed(tmp_path, paste={"counts": {"car": 2}, "min_points": 5, "until_epoch": 1})
+    assert "--paste" in refused(*desk.train(tmp_path, pasting, paste=None))
 
 
 @pytest.mark.parametrize("length", [None, 0, 5, 300, -10])

@@ -22,8 +22,11 @@ wildcard_constraints:
 
 
 def raw_data(wildcards=None):
-    """The town where it is embedded: made before it is read; that it was made again alone changes nothing."""
-    return [ancient(SETTINGS.root)] if SETTINGS.synthetic else []
+    """The town where it is embedded: made before it is read; that the same was made again alone changes nothing."""
+    if not SETTINGS.synthetic:
+        return []
+    outdated = machine.is_newer("results/settings/town.yaml", SETTINGS.root)
+    return [SETTINGS.root if outdated else ancient(SETTINGS.root)]
 
 
 def pasting_runs():

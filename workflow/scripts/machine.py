@@ -15,3 +15,9 @@ def find_own_commands() -> None:
 def has_gpu() -> bool:
     """Whether this machine has an NVIDIA GPU, asked without importing torch."""
     return Path("/dev/nvidia0").exists()
+
+
+def is_newer(path: str, other: str) -> bool:
+    """Whether both exist and the first was changed after the second."""
+    first, second = Path(path), Path(other)
+    return first.exists() and second.exists() and first.stat().st_mtime > second.stat().st_mtime
