@@ -139,7 +139,7 @@ def test_unknown_split_names_the_known_ones(built):
 
 
 def test_missing_root_version_and_table(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere does not exist: set data\.root"):
+    with pytest.raises(InputError, match=r"nowhere does not exist: set root"):
         info_tools.build(tmp_path / "nowhere", VERSION, tmp_path / "out", progress=False)
     root = write(tmp_path / "set")
     with pytest.raises(InputError, match="has no version v1.0-trainval .it holds v1.0-mini.: correct data.version"):

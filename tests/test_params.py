@@ -212,3 +212,10 @@ def test_a_number_survives_being_written(value):
     back = yaml.safe_load(params.dump({"a": value, "b": [value]}))
     assert back == {"a": value, "b": [value]}
     assert type(back["a"]) is type(value)
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("  lr: 1.0e-4\n", "  lr: 1.0e-4\n  lr: 1.0e-3\n")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match="the key lr stands twice"):
+        params.load(tmp_path / "params.yaml")

@@ -395,7 +395,7 @@ def with_inference(run: Run, inference: Path | str) -> Run:
 def _read_yaml(path: Path | str) -> Any:
     """The content of a YAML file that is there."""
     try:
-        return yaml.safe_load(Path(path).read_text())
+        return yaml.load(Path(path).read_text(), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: this is not YAML: {str(error).splitlines()[0]}; mend the file.") from error
 
@@ -419,6 +419,18 @@ def from_values(training: dict[str, Any], inference: dict[str, Any], where: str)
 def dump(values: dict[str, Any]) -> str:
     """Plain values as YAML that PyYAML and DVC's parser read alike: floats carry a dot, keys keep their order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

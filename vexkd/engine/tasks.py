@@ -58,7 +58,7 @@ def training_set(run: Run, images: Run, *, root: Path, infos: Infos, paste: Path
             f"{run.name}: the settings ask for pasted objects; pass the ground-truth database with --paste."
         )
     return NuScenesDataset(
-        root=root,
+        root=_existing(root),
         infos=infos.subset(run.data.train_split),
         sensors=sensors,
         bounds=run.bev.range,
@@ -87,7 +87,7 @@ def training_set(run: Run, images: Run, *, root: Path, infos: Infos, paste: Path
 def validation_set(run: Run, *, root: Path, infos: Infos) -> NuScenesDataset:
     """The validation split for the run's own sensors, without augmentation."""
     return NuScenesDataset(
-        root=root,
+        root=_existing(root),
         infos=infos.subset(run.data.val_split),
         sensors=run.sensors,
         bounds=run.bev.range,
@@ -95,3 +95,10 @@ def validation_set(run: Run, *, root: Path, infos: Infos) -> NuScenesDataset:
         image_size=tuple(run.camera.image_size) if run.camera else None,
         test_resize=run.image_augment.test_resize if run.image_augment else 1.0,
     )
+
+
+def _existing(root: Path) -> Path:
+    """The data root, if it is there."""
+    if not root.is_dir():
+        raise InputError(f"data root {root} does not exist: set root to nuScenes' folder.")
+    return root
