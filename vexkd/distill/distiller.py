@@ -78,7 +78,7 @@ class Distiller(nn.Module):
         """Weighted loss terms, whose sum is to be minimised, and figures to watch."""
         own, teachers = positives.split([self.student.head.normalisers, self.teacher.head.normalisers])
         with torch.no_grad():
-            taught = self.teacher(batch).features
+            taught = self.teacher.features(batch)
         output = self.student(batch)
         terms = {f"task.{k}": v for k, v in self.student.loss(output.predictions, batch, own).items()}
         masks = self.make_masks(taught)

@@ -59,6 +59,11 @@ class BEVModel(nn.Module):
         self.bev_encoder, self.head = bev_encoder, head
 
     def forward(self, batch: Batch) -> Output:
+        features = self.features(batch)
+        return Output(features, self.head(features["high"]))
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """The named BEV maps (B, C, Y, X) without the head: all that a teacher has to compute (see `batch.Output`)."""
         features: dict[str, Tensor] = {}
         if self.lidar is not None:
             features["lidar_bev"] = self.lidar(batch.points)
@@ -70,7 +75,7 @@ class BEVModel(nn.Module):
         else:
             features["low"] = next(iter(features.values()))
         features["high"] = self.bev_encoder(features["low"])
-        return Output(features, self.head(features["high"]))
+        return features
 
     def loss(self, predictions, batch: Batch, positives: Tensor | None = None) -> dict[str, Tensor]:
         """The head's loss terms; their sum is the task loss."""
