@@ -54,7 +54,7 @@ def test_the_demo_stays_in_its_folder_and_is_made_once(place):
     settings = params.load(ROOT / "demo" / "params.yaml")
     assert len(place.calls()) == sum(expected(settings).values())
     assert (place.folder / "demo/results/tables/main.md").is_file()
-    assert place.run("git", "status", "--short").split() == ["??", "demo/results/"]
+    assert place.run("git", "status", "--short", "demo").split() == ["??", "demo/results/"]
     assert not (place.folder / "models").exists()
     assert "Nothing to be done" in place.snakemake("--directory", "demo")
     assert not place.calls()
