@@ -1,0 +1,497 @@
+"""BEV map labels (the task of BEVFusion's map segmentation): six classes rasterised once a sample from the map expansion.
+
+A raster lies flat in the sample's LiDAR frame: a square of +-reach metres around the LiDAR, turned by the yaw of its x
+axis, rows y and columns x, cell (0, 0) at the minimum. Labels under an augmentation are read from it. Two files:
+`rasters.npy`, packed bits, memory-mapped; `index.parquet`, one row a sample. Letters: S samples, C classes, Y X cells.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from tqdm import tqdm
+
+from vexkd import geometry, provenance
+from vexkd.data import infos as info_tools
+from vexkd.errors import InputError
+
+SCHEMA = 1
+# Class -> the layers of the map expansion that it unites, in BEVFusion's order.
+LAYERS = {
+    "drivable_area": ("drivable_area",),
+    "ped_crossing": ("ped_crossing",),
+    "walkway": ("walkway",),
+    "stop_line": ("stop_line",),
+    "carpark_area": ("carpark_area",),
+    "divider": ("road_divider", "lane_divider"),
+}
+CLASSES = tuple(LAYERS)
+LINES = ("road_divider", "lane_divider")
+LINE_WIDTH = 1.0  # metres: the two pixels of BEVFusion's rasters at 0.5 m
+OLDEST = (1, 3)  # the first map expansion with all the layers
+Edges = Literal["published", "centre"]
+_CHUNK = 64  # samples of one job, and of one part on disk
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The six classes of one location, in the global frame.
+
+    shapes: class -> shapes; a shape is a list of rings (P, 2): the outline and its holes, or one open line.
+    extents: class -> (M, 4) x0, y0, x1, y1 of each shape. open_lines: are dividers lines (else outlines of their width).
+    """
+
+    shapes: dict[str, list[list[np.ndarray]]]
+    extents: dict[str, np.ndarray]
+    open_lines: bool
+
+
+def needed_reach(
+    bounds: Sequence[float],
+    *,
+    rotation: float = 0.0,
+    scale: tuple[float, float] = (1.0, 1.0),
+    translation: float = 0.0,
+    sigmas: float = 6.0,
+) -> float:
+    """How far from the LiDAR (metres) a raster must reach so that labels within `bounds` are exact when augmented.
+
+    bounds: (x0, y0, z0, x1, y1, z1) of the label grid. rotation (radians), scale and translation (standard deviation,
+    metres) are those of `augment.BevAugmentation`, flips included; translation counts `sigmas` times, for it is normal
+    (beyond 6: once in 5e8 draws).
+    """
+    x, y = (max(abs(bounds[i]), abs(bounds[i + 3])) + sigmas * translation for i in (0, 1))
+    radius, angle = math.hypot(x, y), math.atan2(y, x)  # the far corner, which turns towards either axis
+    nearest_x, nearest_y = max(angle - rotation, 0.0), max(math.pi / 2 - angle - rotation, 0.0)
+    return radius * max(math.cos(nearest_x), math.cos(nearest_y)) / min(scale)
+
+
+def build(
+    root: Path,
+    infos_dir: Path,
+    out: Path,
+    *,
+    reach: float,
+    cell: float = 0.5,
+    edges: Edges = "published",
+    workers: int = 1,
+    progress: bool = True,
+) -> int:
+    """Write `out/rasters.npy` and `out/index.parquet` for every sample of the infos; returns how many there are.
+
+    reach: metres around the LiDAR, rounded up to whole cells (see `needed_reach`). cell: side of a cell in metres.
+    edges: see `rasterise`. Finished parts stay in `out/.parts` until all is done: a build that was interrupted goes on
+    from them. The files do not depend on the number of workers. Raises InputError for a missing, old or damaged map
+    expansion, and for a sample without a location.
+    """
+    root, out = Path(root), Path(out)
+    if not (reach > 0 and cell > 0 and math.isfinite(reach / cell)):
+        raise InputError(
+            f"maps need a reach and a cell above 0 metres, not {reach} and {cell}: correct these settings."
+        )
+    infos = info_tools.load(infos_dir)
+    locations = _locations(infos)
+    files = {name: root / "maps" / "expansion" / f"{name}.json" for name in sorted(set(locations))}
+    half = math.ceil(reach / cell - 1e-9)
+    recipe = {
+        "schema": SCHEMA,
+        "classes": list(CLASSES),
+        "cell": cell,
+        "reach": half * cell,
+        "edges": edges,
+        "samples": len(infos),
+        "infos": provenance.file_digest(Path(infos_dir) / "samples.parquet"),
+        "expansions": {name: _checked_digest(path) for name, path in files.items()},
+    }
+    parts = out / ".parts" / provenance.digest(recipe)
+    for old in (out / ".parts").glob("*"):
+        if old != parts:
+            shutil.rmtree(old)
+    jobs = _jobs(infos, locations, files, parts, half, cell, edges)
+    with tqdm(total=len(infos), desc="maps", unit="sample", disable=None if progress else True) as bar:
+        for done in _run([job for job in jobs if not job.part.is_file()], workers, bar, len(infos)):
+            bar.update(done)
+    rows = np.empty(len(infos), dtype=np.int64)
+    rows[np.concatenate([job.rows for job in jobs])] = np.arange(len(infos))
+    _join(jobs, (len(infos), len(CLASSES), 2 * half, -(-2 * half // 8)), out)
+    recipe["sha256"] = provenance.file_digest(out / "rasters.npy")
+    _write_index(out / "index.parquet", infos, locations, rows, recipe)
+    shutil.rmtree(out / ".parts")
+    return len(infos)
+
+
+class Maps:
+    """Opened rasters, from which the labels of a sample are read under its augmentation.
+
+    cell, reach: of the rasters, in metres. Raises InputError if the two files are missing, damaged, of another schema,
+    or not of one build.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory = Path(directory)
+        cure = "run vexkd maps again"
+        try:
+            index = pq.read_table(directory / "index.parquet", page_checksum_verification=True)
+            self._rasters = np.load(directory / "rasters.npy", mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"map rasters {directory} are missing or damaged ({reason}): {cure}.") from None
+        metadata = index.schema.metadata or {}
+        if metadata.get(b"vexkd.schema") != str(SCHEMA).encode():
+            raise InputError(f"map rasters {directory} have another schema than {SCHEMA}: {cure}.")
+        recipe = json.loads(metadata[b"vexkd.maps"])
+        self.directory = directory
+        self.cell, self.reach, self.edges = float(recipe["cell"]), float(recipe["reach"]), recipe["edges"]
+        self.side = round(2 * self.reach / self.cell)
+        shape = (index.num_rows, len(CLASSES), self.side, -(-self.side // 8))
+        if self._rasters.shape != shape or self._rasters.dtype != np.uint8 or recipe["classes"] != list(CLASSES):
+            raise InputError(f"{directory / 'rasters.npy'} does not belong to the index.parquet beside it: {cure}.")
+        self._rows = dict(zip(index["token"].to_pylist(), index["row"].to_pylist(), strict=True))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, token: str) -> bool:
+        return token in self._rows
+
+    def __reduce__(self) -> tuple[type[Maps], tuple[Path]]:
+        return Maps, (self.directory,)  # a spawned worker opens the files again instead of being sent the rasters
+
+    def raster(self, token: str) -> np.ndarray:
+        """The whole raster of a sample as it lies on disk, unpacked, (C, side, side) uint8."""
+        return np.unpackbits(self._packed(token), axis=-1, count=self.side)
+
+    def labels(self, token: str, lidar_augment: Any, grid: geometry.BevGrid) -> np.ndarray:
+        """Labels (C, Y, X) uint8 of a sample in the grid of a model, under lidar_augment (4, 4), augmented from LiDAR.
+
+        Each cell takes the class of the raster's cell that its centre comes from. Raises InputError where the grid
+        reaches over the raster, for then a label would be made up.
+        """
+        rows, columns = self._sources(token, np.asarray(lidar_augment, dtype=np.float64), grid)
+        packed = self._packed(token)[:, rows, columns >> 3]  # C Y X
+        return (packed >> (7 - (columns & 7)).astype(np.uint8)) & 1
+
+    def _packed(self, token: str) -> np.ndarray:
+        """(C, side, side / 8) uint8, still on disk."""
+        if token not in self._rows:
+            raise InputError(f"sample {token} has no raster in {self.directory}: run vexkd maps again with its infos.")
+        return self._rasters[self._rows[token]]
+
+    def _sources(self, token: str, augment: np.ndarray, grid: geometry.BevGrid) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column (Y, X) of the raster's cell under the centre of each cell of the grid."""
+        if np.abs(augment[:2, 2]).max() > 1e-6 or np.abs(augment[2, :2]).max() > 1e-6:
+            raise InputError(f"the augmentation of sample {token} tilts the ground: a flat map cannot follow it.")
+        height, width = grid.shape
+        centres = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)  # Y X 2
+        lidar_from_augmented = np.linalg.inv(augment[np.ix_([0, 1, 3], [0, 1, 3])])
+        xy = grid.to_metres(centres) @ lidar_from_augmented[:2, :2].T + lidar_from_augmented[:2, 2]  # Y X 2
+        cells = np.floor((xy + self.reach) / self.cell).astype(np.int64)
+        if cells.min() < 0 or cells.max() >= self.side:
+            raise InputError(
+                f"labels of sample {token} come from {np.abs(xy).max():.1f} m around the LiDAR, but the rasters in "
+                f"{self.directory} reach {self.reach:g} m: run vexkd maps again with a wider --reach."
+            )
+        return cells[..., 1], cells[..., 0]
+
+
+# ---- the map expansion
+
+
+def read_expansion(path: Path, *, edges: Edges = "published") -> Expansion:
+    """The classes of one location's map expansion.
+
+    Raises InputError that says what to do if the file is missing, older than 1.3, or damaged.
+    """
+    path = Path(path)
+    content = _checked(path)
+    try:
+        nodes = {node["token"]: (node["x"], node["y"]) for node in content["node"]}
+        polygons = {row["token"]: row for row in content["polygon"]}
+        lines = {row["token"]: row["node_tokens"] for row in content["line"]}
+        shapes: dict[str, list[list[np.ndarray]]] = {}
+        for name, layers in LAYERS.items():
+            shapes[name] = []
+            for layer in layers:
+                for record in content[layer]:
+                    if layer in LINES:
+                        shapes[name] += _line(_ring(lines[record["line_token"]], nodes), edges)
+                        continue
+                    for token in record.get("polygon_tokens") or [record["polygon_token"]]:
+                        shapes[name] += _polygon(polygons[token], nodes, edges)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged (it lacks {error}): {_cure(path)}.") from None
+    extents = {
+        name: np.array([[*shape[0].min(axis=0), *shape[0].max(axis=0)] for shape in found]).reshape(-1, 4)
+        for name, found in shapes.items()
+    }
+    return Expansion(shapes, extents, open_lines=edges == "published")
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """The file's content, once it is known to be a map expansion of 1.3 or later."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: {_cure(path)}.") from None
+    except (OSError, ValueError):
+        raise InputError(f"{path} is cut or damaged: {_cure(path)}.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a map expansion: {_cure(path)}.")
+    version = str(content.get("version", "1.0"))
+    numbers = tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
+    if numbers < OLDEST:
+        raise InputError(f"{path} is map expansion {version}, older than 1.3: {_cure(path)}.")
+    tables = ("polygon", "line", "node", *(layer for layers in LAYERS.values() for layer in layers))
+    missing = [name for name in tables if not isinstance(content.get(name), list)]
+    if missing:
+        raise InputError(f"{path} is damaged (it lacks {', '.join(missing)}): {_cure(path)}.")
+    return content
+
+
+def _checked_digest(path: Path) -> str:
+    """SHA-256 of a usable map expansion file: all are looked at before the work begins."""
+    _checked(path)
+    return provenance.file_digest(path)
+
+
+def _cure(path: Path) -> str:
+    """What mends a map expansion."""
+    return f"download nuScenes' map expansion 1.3 or later and unpack it so that its files lie in {path.parent}"
+
+
+def _ring(tokens: list[str], nodes: dict[str, tuple[float, float]]) -> np.ndarray:
+    """Points (P, 2) of a list of nodes."""
+    return np.array([nodes[token] for token in tokens], dtype=np.float64).reshape(-1, 2)
+
+
+def _polygon(record: dict[str, Any], nodes: dict[str, tuple[float, float]], edges: Edges) -> list[list[np.ndarray]]:
+    """A polygon as outline and holes; none where it has no area, or crosses itself and the devkit leaves it out too."""
+    outline, *holes = (_ring(t, nodes) for t in (record["exterior_node_tokens"], *_hole_tokens(record)))
+    if len(outline) < 3:
+        return []
+    rings = [outline, *(hole for hole in holes if len(hole) >= 3)]
+    if edges == "published" and not shapely.Polygon(rings[0], rings[1:]).is_valid:
+        return []
+    return [rings]
+
+
+def _hole_tokens(record: dict[str, Any]) -> list[list[str]]:
+    """Nodes of each hole."""
+    return [hole["node_tokens"] for hole in record["holes"]]
+
+
+def _line(points: np.ndarray, edges: Edges) -> list[list[np.ndarray]]:
+    """A line as it is, or as the outline of a band of its width."""
+    if len(points) < 2:
+        return []
+    if edges == "published":
+        return [[points]]
+    band = shapely.buffer(shapely.LineString(points), LINE_WIDTH / 2, cap_style="flat")
+    rings = [(part.exterior, *part.interiors) for part in shapely.get_parts(band) if not part.is_empty]
+    return [[np.asarray(ring.coords)[:-1] for ring in part] for part in rings]
+
+
+# ---- drawing
+
+
+def rasterise(
+    expansion: Expansion,
+    global_from_lidar: np.ndarray,
+    *,
+    reach: float,
+    cell: float,
+    lidar_augment: np.ndarray | None = None,
+) -> np.ndarray:
+    """The classes (C, Y, X) uint8 in a square of +-reach metres around the LiDAR, as `expansion` was read.
+
+    edges "published" draws as nuscenes-devkit's get_map_mask does for BEVFusion: corners rounded to cells and outlines
+    drawn, so that areas grow by about half a cell (also into their holes, which the devkit does only with holes that
+    its patch cuts), lines truncated to cells; labels then count as in published scores.
+    edges "centre" sets a cell if its centre lies in the area or within LINE_WIDTH / 2 of the line. lidar_augment
+    (4, 4) draws the map in the augmented frame itself: what reading a raster under an augmentation must equal.
+    """
+    side = round(2 * reach / cell)
+    cells_from_global = _cells_from_global(global_from_lidar, lidar_augment, reach, cell)  # 3 3
+    corners = np.array([[x, y] for x in (-3, side + 3) for y in (-3, side + 3)], dtype=np.float64)
+    corners = _move(np.linalg.inv(cells_from_global), corners)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    raster = np.zeros((len(CLASSES), side, side), dtype=np.uint8)
+    for mask, name in zip(raster, CLASSES, strict=True):
+        extents = expansion.extents[name]
+        near = (extents[:, :2] <= high).all(axis=1) & (extents[:, 2:] >= low).all(axis=1)
+        for number in np.flatnonzero(near):
+            rings = [_move(cells_from_global, ring) for ring in expansion.shapes[name][number]]
+            if not expansion.open_lines:
+                _fill_centres(mask, rings)
+            elif name == "divider":
+                _draw_line(mask, rings[0], max(1, round(LINE_WIDTH / cell)))
+            else:
+                _fill_outlined(mask, rings)
+    return raster
+
+
+def _cells_from_global(
+    global_from_lidar: np.ndarray, lidar_augment: np.ndarray | None, reach: float, cell: float
+) -> np.ndarray:
+    """Continuous (column, row) from global (x, y), 3 3: the LiDAR's place and the yaw of its x axis, tilt left out."""
+    cos, sin = global_from_lidar[:2, 0] / np.hypot(*global_from_lidar[:2, 0])
+    global_from_flat = np.eye(3)
+    global_from_flat[:2, :2] = [[cos, -sin], [sin, cos]]
+    global_from_flat[:2, 2] = global_from_lidar[:2, 3]
+    augment = np.eye(3) if lidar_augment is None else np.asarray(lidar_augment)[np.ix_([0, 1, 3], [0, 1, 3])]
+    cells_from_flat = np.array([[1 / cell, 0.0, reach / cell], [0.0, 1 / cell, reach / cell], [0.0, 0.0, 1.0]])
+    return cells_from_flat @ augment @ np.linalg.inv(global_from_flat)
+
+
+def _move(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (P, 2) under an affine 3x3 matrix."""
+    return points @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def _fill_outlined(mask: np.ndarray, rings: list[np.ndarray]) -> None:
+    """Set a polygon but its holes as OpenCV fills it; a hole keeps its border and takes nothing from other polygons."""
+    import cv2  # comes with the devkit; slow to import, and only the build draws
+
+    cv2.fillPoly(mask, [np.round(ring).astype(np.int32) for ring in rings], 1)
+
+
+def _draw_line(mask: np.ndarray, points: np.ndarray, thickness: int) -> None:
+    """Draw an open line, however often it leaves and enters the mask."""
+    import cv2
+
+    cv2.polylines(mask, [np.floor(points).astype(np.int32)], False, 1, thickness)
+
+
+def _fill_centres(mask: np.ndarray, rings: list[np.ndarray]) -> None:
+    """Set the cells whose centre lies inside the rings by the even-odd rule: a row's centre line crosses each edge once."""
+    height, width = mask.shape
+    low = max(0, math.ceil(min(ring[:, 1].min() for ring in rings) - 0.5))
+    high = min(height, math.ceil(max(ring[:, 1].max() for ring in rings) - 0.5))
+    if low >= high:
+        return
+    turns = np.zeros((high - low, width + 1), dtype=np.uint8)  # parity of the crossings left of a centre
+    for ring in rings:
+        for (x0, y0), (x1, y1) in pairwise(np.concatenate([ring, ring[:1]]).tolist()):
+            first, last = sorted((math.ceil(y0 - 0.5), math.ceil(y1 - 0.5)))
+            rows = np.arange(max(first, low), min(last, high))
+            if len(rows):
+                crossings = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
+                columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.int64)
+                turns[rows - low, columns] ^= 1
+    mask[low:high] |= np.bitwise_xor.accumulate(turns, axis=1)[:, :width]
+
+
+# ---- jobs and files
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Some samples of one location. rows: theirs in the infos; part: the file that holds their packed rasters."""
+
+    rows: np.ndarray
+    poses: np.ndarray  # S 4 4, global_from_lidar
+    expansion: Path
+    part: Path
+    half: int
+    cell: float
+    edges: Edges
+
+
+def _locations(infos: info_tools.Infos) -> list[str]:
+    """Location of each sample; raises InputError that names a sample without one."""
+    locations = infos.samples["location"].to_pylist()
+    lost = next((i for i, name in enumerate(locations) if not name), None)
+    if lost is not None:
+        token = infos.samples["token"][lost].as_py()
+        raise InputError(
+            f"sample {token} has no location in the infos, so its map is unknown: give its row of log.json a location "
+            "and run vexkd infos again."
+        )
+    return locations
+
+
+def _jobs(
+    infos: info_tools.Infos,
+    locations: list[str],
+    files: dict[str, Path],
+    parts: Path,
+    half: int,
+    cell: float,
+    edges: Edges,
+) -> list[_Job]:
+    """Samples by location, so that a worker reads few maps, in pieces of `_CHUNK`."""
+    poses = infos.arrays["global_from_ego"] @ infos.arrays["ego_from_lidar"]
+    jobs = []
+    for name, path in files.items():
+        mine = np.flatnonzero(np.array(locations) == name)
+        for start in range(0, len(mine), _CHUNK):
+            rows = mine[start : start + _CHUNK]
+            jobs.append(_Job(rows, poses[rows], path, parts / f"{len(jobs):05d}.npy", half, cell, edges))
+    return jobs
+
+
+@lru_cache(maxsize=1)
+def _expansion(path: Path, edges: Edges) -> Expansion:
+    """The last map read: a worker's jobs come location by location."""
+    return read_expansion(path, edges=edges)
+
+
+def _make_part(job: _Job) -> int:
+    """Draw the samples of a job into its part; returns how many (a worker's job)."""
+    expansion = _expansion(job.expansion, job.edges)
+    rasters = [rasterise(expansion, pose, reach=job.half * job.cell, cell=job.cell) for pose in job.poses]
+    with provenance.atomic(job.part) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.packbits(np.stack(rasters), axis=-1), allow_pickle=False)  # S C Y X/8
+    return len(job.rows)
+
+
+def _run(jobs: list[_Job], workers: int, bar: tqdm, total: int) -> Iterator[int]:
+    """Make the parts in `workers` processes; yields the samples of each as they are done."""
+    bar.update(total - sum(len(job.rows) for job in jobs))  # what an earlier build left
+    if workers <= 1 or len(jobs) <= 1:
+        yield from map(_make_part, jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        try:
+            yield from pool.map(_make_part, jobs)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _join(jobs: list[_Job], shape: tuple[int, ...], out: Path) -> None:
+    """Put the parts into `rasters.npy`, one after the other; an older index, which would not fit, goes first."""
+    with provenance.atomic(out / "rasters.npy") as temporary:
+        with temporary.open("wb") as stream:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype("u1")), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for job in jobs:
+                part = np.load(job.part, allow_pickle=False)
+                if part.shape != (len(job.rows), *shape[1:]) or part.dtype != np.uint8:
+                    raise InputError(f"{job.part} is damaged: remove {job.part.parent} and run vexkd maps again.")
+                stream.write(part.tobytes())
+        (out / "index.parquet").unlink(missing_ok=True)
+
+
+def _write_index(
+    path: Path, infos: info_tools.Infos, locations: list[str], rows: np.ndarray, recipe: dict[str, Any]
+) -> None:
+    """The index: which row of `rasters.npy` belongs to which sample; it seals the rasters, so it is written last."""
+    table = pa.table({"token": infos.samples["token"], "row": rows, "location": pa.array(locations, pa.string())})
+    metadata = {"vexkd.schema": str(SCHEMA), "vexkd.version": infos.version, "vexkd.maps": json.dumps(recipe)}
+    with provenance.atomic(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd", write_page_checksum=True)
