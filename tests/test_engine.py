@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from vexkd import params
 from vexkd.engine import checkpoint, optim, session
 from vexkd.engine.predict import attribute, submission
-from vexkd.engine.train import NonFiniteError, Pace, Trainer, start_accelerator
+from vexkd.engine.processes import start_accelerator
+from vexkd.engine.train import NonFiniteError, Pace, Trainer
 from vexkd.errors import InputError
 from vexkd.models import bev_model
 from vexkd.params import Schedule

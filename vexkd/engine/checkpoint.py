@@ -6,17 +6,19 @@ provenance. A state file holds the whole training task, the optimiser's moments,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vexkd import params, provenance, seal
-from vexkd.engine.seeding import random_state, restore_random_state
 from vexkd.errors import InputError
 from vexkd.models import bev_model
 from vexkd.models.bev_model import BEVModel
@@ -38,6 +40,20 @@ def save_weights(path: Path, model: nn.Module, *, run: Run, inputs: dict[str, st
 def read_header(path: Path) -> dict[str, Any]:
     """The header of a weights file, parsed. Raises InputError for a file that is missing, cut short or something else."""
     return {key: json.loads(value) if key != "format" else value for key, value in seal.header(path).items()}
+
+
+def is_finished(out: Path, *, run: Run, inputs: dict[str, str], seed: int) -> bool:
+    """Whether a folder holds the whole result of this very training: settings, inputs and seed."""
+    path = out / "weights.safetensors"  # written last
+    if not all(file.is_file() for file in (path, out / "curve.csv", out / "provenance.json")):
+        return False
+    try:
+        header = read_header(path)
+        with safe_open(path, framework="pt"):  # refuses a file that was cut
+            made = (header["settings"], header["inputs"], header["provenance"].get("seed"))
+    except (InputError, SafetensorError, KeyError, ValueError, AttributeError):
+        return False
+    return made == (run.training(), inputs, seed)
 
 
 def load_model(path: Path, *, expected: Run | None = None) -> tuple[BEVModel, Run]:
@@ -119,20 +135,24 @@ def save_state(
     optimiser: torch.optim.Optimizer,
     scaler: dict[str, Any] | None,
     position: dict[str, Any],
+    random: dict[str, Tensor],
 ) -> None:
-    """Write everything a resumed run needs to go on as if nothing had happened."""
+    """Write everything a resumed run needs to go on as if nothing had happened.
+
+    random: the states of the random generators by name, (processes, bytes); see `seeding.random_state`.
+    """
     tensors = {f"task.{k}": v for k, v in task.state_dict().items() if not k.startswith("teacher.")}
     names = _parameter_names(task, optimiser)
     for parameter, moments in optimiser.state.items():
         tensors |= {f"optimiser.{names[parameter]}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-    tensors |= {f"random.{k}": v for k, v in random_state().items()}
+    tensors |= {f"random.{k}": v for k, v in random.items()}
     _save(path, tensors, {"position": json.dumps(position), "scaler": json.dumps(scaler)})
 
 
 def load_state(
     path: Path, *, task: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Put a saved state back into task, optimiser and random generators; returns its position and gradient scaler."""
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor]]:
+    """Put a saved state back into task and optimiser; returns its position, gradient scaler and random states."""
     tensors = read_tensors(path)
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
@@ -146,14 +166,26 @@ def load_state(
             optimiser.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
             }
-    restore_random_state(_under(tensors, "random."))
-    return json.loads(metadata["position"]), json.loads(metadata["scaler"])
+    return json.loads(metadata["position"]), json.loads(metadata["scaler"]), _under(tensors, "random.")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What cannot be written ends in one sentence that names the file; what stood there before stands there still."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(
+            f"{path}: cannot be written ({reason}); make room or mend the folder and give the same command again, "
+            "it goes on from the last saved state."
+        ) from None
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     """Atomic safetensors file; tensors that share memory are copied apart."""
     separate = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with provenance.atomic(path) as temporary:
+    with writing(path), provenance.atomic(path) as temporary:
         save_file(separate, temporary, metadata=header)
 
 

@@ -27,15 +27,19 @@ def seed_everything(seed: int, rank: int = 0, *, deterministic: bool = True) -> 
 
 
 def random_state() -> dict[str, Tensor]:
-    """State of torch's generators, as tensors."""
+    """State of this process's torch generators by name, as bytes (N,)."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def restore_random_state(state: dict[str, Tensor]) -> None:
-    """Put back what `random_state` gave."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def restore_random_state(states: dict[str, Tensor], rank: int = 0) -> None:
+    """Put back what `random_state` gave, from the states (processes, N) of all processes.
+
+    A process beyond those that were saved keeps the state that `seed_everything` gave it.
+    """
+    put_back = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}
+    for name, state in states.items():
+        if rank < len(state) and (name == "cpu" or torch.cuda.is_available()):
+            put_back[name](state[rank].clone())  # torch reads from where the storage begins

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -11,21 +14,14 @@ import torch
 from accelerate import Accelerator
 
 from vexkd import params, provenance, seal
-from vexkd.data.dataset import in_order, loader
+from vexkd.data.dataset import NuScenesDataset, loader
 from vexkd.data.infos import load as load_infos
-from vexkd.engine import checkpoint, tasks
+from vexkd.engine import checkpoint, processes, tasks
 from vexkd.engine import predict as prediction
+from vexkd.engine.lock import Lock
+from vexkd.engine.processes import LOST, STOPPED, StopRequest
 from vexkd.engine.seeding import seed_everything
-from vexkd.engine.train import (
-    STOPPED,
-    NonFiniteError,
-    Pace,
-    Stopped,
-    Trainer,
-    peak_memory,
-    start_accelerator,
-    write_curve,
-)
+from vexkd.engine.train import NonFiniteError, Pace, Stopped, Trainer, peak_memory, write_curve
 from vexkd.errors import InputError
 from vexkd.params import Run
 
@@ -47,43 +43,94 @@ def train(
 ) -> None:
     """Train one run with one seed; exits with status 75 where it saved its state and stopped early.
 
-    Resumable state is keyed by settings, inputs and seed, so a run never resumes under another teacher or other data.
+    Resumable state is keyed by settings, inputs and seed, so a run never resumes under another teacher or other data. A
+    lock beside it refuses a second training of the same; a training whose result stands in `out` is not repeated.
     """
+    stop = StopRequest().listen()
+    processes.mark_messages()
     run = params.read_run(config, config.with_name("inference.yaml"))
     if threads:
         torch.set_num_threads(threads)
-    accelerator = start_accelerator(run.train.precision, device)
-    inputs = input_hashes(infos=infos, paste=paste, start=start, teacher=teacher)
-    key = provenance.digest({"settings": run.training(), "inputs": inputs, "seed": seed})
-    folder = scratch / run.name / f"seed{seed}-{key}"
-    seed_everything(seed, accelerator.process_index)
-    task, images = tasks.build_task(run, start=start, teacher=teacher)
-    dataset = tasks.training_set(run, images, root=root, infos=load_infos(infos), paste=paste, seed=seed)
-    try:
-        trainer = Trainer(
-            task=task,
-            dataset=dataset,
-            run=run,
-            seed=seed,
-            state=folder / "state.safetensors",
-            pace=pace,
-            accelerator=accelerator,
-        )
-        position = trainer.fit()
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(STOPPED)
-    except NonFiniteError as error:
-        raise InputError(str(error)) from None
-    if not accelerator.is_main_process:
-        return
-    record = training_record(run, seed, inputs, trainer, position.seconds, accelerator)
-    out.mkdir(parents=True, exist_ok=True)
-    write_curve(out / "curve.csv", position.curve)
-    provenance.write_json(out / "provenance.json", record)
-    checkpoint.save_weights(out / "weights.safetensors", task.model, run=run, inputs=inputs, record=record)
-    shutil.rmtree(folder, ignore_errors=True)
+    accelerator = processes.start_accelerator(run.train.precision, device)
+    with _as_one_job():
+        inputs = input_hashes(infos=infos, paste=paste, start=start, teacher=teacher)
+        finished = accelerator.is_main_process and checkpoint.is_finished(out, run=run, inputs=inputs, seed=seed)
+        if any(processes.anywhere(accelerator, finished)):
+            if accelerator.is_main_process:
+                print(
+                    f"{run.name} seed {seed}: {out} holds the result of this training already; remove it to train again.",
+                    flush=True,
+                )
+            return
+        key = provenance.digest({"settings": run.training(), "inputs": inputs, "seed": seed})
+        folder = scratch / run.name / f"seed{seed}-{key}"
+        lock = Lock(folder / "lock")
+        processes.on_main(accelerator, lambda: _take(lock))
+        try:
+            seed_everything(seed, accelerator.process_index)
+            with contextlib.nullcontext() if accelerator.is_main_process else contextlib.redirect_stdout(io.StringIO()):
+                task, images = tasks.build_task(run, start=start, teacher=teacher)
+            dataset = tasks.training_set(run, images, root=root, infos=load_infos(infos), paste=paste, seed=seed)
+            trainer = Trainer(
+                task=task,
+                dataset=dataset,
+                run=run,
+                seed=seed,
+                state=folder / "state.safetensors",
+                pace=pace,
+                accelerator=accelerator,
+                stop=stop,
+                lock=lock if accelerator.is_main_process else None,
+            )
+            trainer.fit()
+            processes.on_main(accelerator, lambda: _write_result(out, trainer, run, seed, inputs))
+            if accelerator.is_main_process:
+                shutil.rmtree(folder, ignore_errors=True)
+        except NonFiniteError as error:
+            raise InputError(str(error)) from None
+        finally:
+            if accelerator.is_main_process:
+                lock.release()
+
+
+def _take(lock: Lock) -> None:
+    with checkpoint.writing(lock.path):
+        lock.acquire()
+
+
+def _write_result(out: Path, trainer: Trainer, run: Run, seed: int, inputs: dict[str, str]) -> None:
+    """Curve, provenance and, last, the weights: where they are, the training is finished."""
+    position = trainer.position
+    record = training_record(run, seed, inputs, trainer, position.seconds, trainer.accelerator)
+    with checkpoint.writing(out / "curve.csv"):
+        write_curve(out / "curve.csv", position.curve)
+    with checkpoint.writing(out / "provenance.json"):
+        provenance.write_json(out / "provenance.json", record)
+    checkpoint.save_weights(out / "weights.safetensors", trainer.bare.model, run=run, inputs=inputs, record=record)
     print(f"{run.name} seed {seed}: {position.step} steps in {position.seconds:.0f} s -> {out}", flush=True)
+
+
+@contextlib.contextmanager
+def _as_one_job():
+    """A saved stop ends in status 75, the death of another process in one sentence and status 1."""
+    try:
+        yield
+    except Stopped as stop:
+        if processes.rank() == 0:
+            print(stop, file=sys.stderr)
+        atexit.register(processes.finish)
+        sys.exit(STOPPED)
+    except RuntimeError as error:
+        if not processes.lost_another(error):
+            raise
+        print(
+            f"vexkd: another process of this job has ended or answers no more ({str(error).splitlines()[0]}); "
+            "the same command goes on from the last saved state.",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(LOST)
+    atexit.register(processes.finish)
 
 
 def input_hashes(**files: Path | None) -> dict[str, str]:
@@ -131,7 +178,11 @@ def predict(
     threads: int | None,
     device: str | None,
 ) -> None:
-    """Predict the validation split with trained weights; their own settings decide, `config` only checks them."""
+    """Predict the validation split with trained weights; their own settings decide, `config` only checks them.
+
+    Several processes share the scenes; the file is the same, byte for byte, whatever their number.
+    """
+    processes.mark_messages()
     if threads:
         torch.set_num_threads(threads)
     expected = params.read_run(config, config.with_name("inference.yaml")) if config else None
@@ -139,8 +190,21 @@ def predict(
     if inference is not None:
         run = params.with_inference(run, inference)
     dataset = tasks.validation_set(run, root=root, infos=load_infos(infos))
-    batches = loader(dataset, in_order(len(dataset), batch=batch), workers=workers)
-    seed_everything(0)
-    chosen = torch.device("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
-    boxes = prediction.predict(model, batches, out, run=run, device=chosen)
-    print(f"{run.name}: {boxes} boxes in {len(dataset)} samples -> {out}", flush=True)
+    state = processes.start_processes(device)
+    with _as_one_job():
+        keys = prediction.scene_batches(
+            _scenes(dataset), batch=batch, rank=state.process_index, world=state.num_processes
+        )
+        seed_everything(0)
+        chosen = torch.device("cuda", state.local_process_index) if state.device.type == "cuda" else torch.device("cpu")
+        batches = loader(dataset, keys, workers=workers)
+        boxes = prediction.predict(
+            model, batches, out, run=run, device=chosen, tokens=dataset.infos.tokens(), state=state
+        )
+        if state.is_main_process:
+            print(f"{run.name}: {boxes} boxes in {len(dataset)} samples -> {out}", flush=True)
+
+
+def _scenes(dataset: NuScenesDataset) -> list[str]:
+    """The scene of each sample of a data set."""
+    return dataset.infos.samples["scene"].take(dataset.infos.rows).to_pylist()

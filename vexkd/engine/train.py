@@ -6,19 +6,18 @@ A task is a module with `forward(batch, positives) -> (loss terms, figures to wa
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import resource
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -26,12 +25,16 @@ from tqdm import tqdm
 from vexkd import provenance
 from vexkd.batch import Batch
 from vexkd.data.dataset import EpochSampler, NuScenesDataset, epoch_order, loader
-from vexkd.engine import checkpoint, optim
+from vexkd.engine import checkpoint, optim, processes
+from vexkd.engine.lock import Lock
+from vexkd.engine.processes import StopRequest
+from vexkd.engine.seeding import random_state, restore_random_state
+from vexkd.errors import InputError
 from vexkd.models.bev_model import BEVModel
 from vexkd.params import Run
 
-# Exit status of a run that saved its state and stopped before its end; started again, it goes on.
-STOPPED = 75
+# Lines of a curve at most about twice this: it travels in the header of the saved state, which must stay small.
+CURVE_POINTS = 1000
 
 
 class Supervised(nn.Module):
@@ -77,11 +80,15 @@ class Pace:
     workers: int = 0
     checkpoint_minutes: float = 5.0
     max_seconds: float | None = None
-    log_every: int = 1
 
 
 class Trainer:
-    """Trains one task on one data set; `fit` returns when the last step is done or raises `Stopped`."""
+    """Trains one task on one data set; `fit` returns when the last step is done or raises `Stopped`.
+
+    The result does not depend on the number of processes that share a global batch, up to rounding, save for what draws
+    per process (dropout) and BatchNorm, whose statistics are each process's own unless `train.sync_bn` is set. Resumed by
+    as many processes it is exact; by another number, dropout draws differ.
+    """
 
     def __init__(
         self,
@@ -93,32 +100,34 @@ class Trainer:
         state: Path,
         pace: Pace,
         accelerator: Accelerator,
+        stop: StopRequest | None = None,
+        lock: Lock | None = None,
     ) -> None:
         self.run, self.seed, self.dataset, self.pace, self.state = run, seed, dataset, pace, state
-        self.accelerator = accelerator
+        self.accelerator, self.stop, self.lock = accelerator, stop or StopRequest(), lock
         if run.train.sync_bn and accelerator.num_processes > 1:
-            task = nn.SyncBatchNorm.convert_sync_batchnorm(task)
+            processes.synchronise_batch_norm(task)
         self.bare = task.to(accelerator.device)
         self.optimiser = optim.optimiser(task, run.train)
         self.position = Position()
-        if state.is_file():
-            position, scaler = checkpoint.load_state(state, task=self.bare, optimiser=self.optimiser)
-            self.position = Position(**position)
-            if scaler and accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(scaler)
+        self.resumed = self._resume() if state.is_file() else ""
+        self._check_position()
         self.task, self.stepper = accelerator.prepare(self.bare, self.optimiser)
-        self.stop_asked = False
         self.steps_per_epoch = self._sampler(0).steps
         self.total = self.steps_per_epoch * run.train.epochs
 
     def fit(self) -> Position:
         """Train from the present position to the end."""
-        self._listen()
         started, saved = time.monotonic(), time.monotonic()
         before = self.position.seconds
-        resumed = f", resumed at step {self.position.step}" if self.position.step else ""
-        print(f"{self.run.name} seed {self.seed}: {self.total} steps on {self.accelerator.device}{resumed}", flush=True)
-        progress = tqdm(total=self.total, initial=self.position.step, desc=self.run.name, unit="step", disable=None)
+        self._say(f"{self.run.name} seed {self.seed}: {self.total} steps on {self._devices()}{self.resumed}")
+        progress = tqdm(
+            total=self.total,
+            initial=self.position.step,
+            desc=self.run.name,
+            unit="step",
+            disable=None if self.accelerator.is_main_process else True,
+        )
         self.task.train()
         while self.position.step < self.total:
             for batches in self._epoch(self.position.step // self.steps_per_epoch):
@@ -126,14 +135,19 @@ class Trainer:
                 self.position.step += 1
                 self.position.seconds = before + time.monotonic() - started
                 self._log(row, progress)
-                if self._should_stop(time.monotonic() - started):
+                due = time.monotonic() - saved > 60 * self.pace.checkpoint_minutes
+                stop, save = processes.anywhere(
+                    self.accelerator,
+                    self._should_stop(time.monotonic() - started),
+                    due and self.position.step < self.total,
+                )
+                if stop or save:
                     self._save()
+                    saved = time.monotonic()
+                if stop:
                     raise Stopped(
                         f"{self.run.name}: stopped after step {self.position.step} of {self.total}, state saved."
                     )
-                if time.monotonic() - saved > 60 * self.pace.checkpoint_minutes:
-                    self._save()
-                    saved = time.monotonic()
         progress.close()
         return self.position
 
@@ -161,7 +175,7 @@ class Trainer:
         )
 
     def _step(self, batches: list[Batch]) -> dict[str, float]:
-        """One optimiser step on one global batch; returns what the curve shows of it."""
+        """One optimiser step on one global batch; returns what the curve shows of it, the mean over all its parts."""
         epoch = self.position.step // self.steps_per_epoch
         self.bare.begin_step(epoch, self.position.step)
         rate = optim.apply_schedule(self.optimiser, self.run.train, self.position.step, self.total)
@@ -169,62 +183,107 @@ class Trainer:
         positives = positives.clamp(min=1) / (
             len(batches) * self.accelerator.num_processes
         )  # a part's share of the whole
-        row: dict[str, float] = {}
-        for batch in batches:
-            with self.accelerator.autocast():
-                terms, watched = self.task(batch, positives)
-            self._refuse_non_finite(terms, batch)
-            self.accelerator.backward(sum(terms.values()) / len(batches))
-            for name, value in {**terms, **watched}.items():
-                row[name] = row.get(name, 0.0) + float(value.detach() if isinstance(value, Tensor) else value) / len(
-                    batches
-                )
+        parts: list[dict[str, Tensor | float]] = []
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)  # the gradients of all parts travel between the processes once
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.task):
+                with self.accelerator.autocast():
+                    terms, watched = self.task(batch, positives)
+                self.accelerator.backward(sum(terms.values()) / len(batches))
+            parts.append({name: value.detach() for name, value in terms.items()} | watched)
+        row = self._mean_row(parts, batches, terms=list(terms))
         trainable = [p for group in self.optimiser.param_groups for p in group["params"]]
         norm = self.accelerator.clip_grad_norm_(trainable, self.run.train.clip)
         self.stepper.step()
         self.stepper.zero_grad()
-        loss = sum(value for name, value in row.items() if name in terms)
+        loss = sum(row[name] for name in terms)
         return {"step": self.position.step, "epoch": epoch, "lr": rate, "loss": loss, "gradient": float(norm), **row}
 
-    def _refuse_non_finite(self, terms: dict[str, Tensor], batch: Batch) -> None:
-        bad = [name for name, value in terms.items() if not math.isfinite(float(value.detach()))]
-        if bad:
-            raise NonFiniteError(
-                f"{self.run.name}: loss term {bad[0]} is {float(terms[bad[0]].detach())} at step {self.position.step} on samples "
-                f"{', '.join(batch.token)}; look at these samples or lower train.lr."
-            )
+    def _mean_row(
+        self, parts: list[dict[str, Tensor | float]], batches: list[Batch], *, terms: list[str]
+    ) -> dict[str, float]:
+        """Mean of each value over parts and processes; raises NonFiniteError on all processes if a loss term of one is not."""
+        device = self.accelerator.device
+        own = torch.stack(
+            [torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in p.values()]) for p in parts]
+        )  # parts N
+        row = dict(zip(parts[0], processes.mean(self.accelerator, own.mean(dim=0)).tolist(), strict=True))
+        bad = [name for name in terms if not math.isfinite(row[name])]
+        if not bad:
+            return row
+        for batch, part in zip(batches, parts, strict=True):
+            for name in terms:
+                if not math.isfinite(float(part[name])):
+                    raise NonFiniteError(
+                        f"{self.run.name}: loss term {name} is {float(part[name])} at step {self.position.step} on "
+                        f"samples {', '.join(batch.token)}; look at these samples or lower train.lr."
+                    )
+        raise NonFiniteError(
+            f"{self.run.name}: loss term {bad[0]} is not finite at step {self.position.step} on another process; "
+            "its own message names the samples."
+        )
 
     def _log(self, row: dict[str, float], progress: tqdm) -> None:
         step = self.position.step
         progress.update()
         progress.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}")
-        if step % self.pace.log_every == 0 or step == self.total:
+        if step % max(1, self.total // CURVE_POINTS) == 0 or step == self.total:
             self.position.curve.append(row)
         if not sys.stderr.isatty() and (step % max(1, self.total // 20) == 0 or step == self.total):
             left = (self.total - step) * self.position.seconds / step
-            print(f"step {step}/{self.total} loss {row['loss']:.3f} lr {row['lr']:.2e} left {left:.0f} s", flush=True)
+            self._say(f"step {step}/{self.total} loss {row['loss']:.3f} lr {row['lr']:.2e} left {left:.0f} s")
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            print(text, flush=True)
+
+    def _devices(self) -> str:
+        count = self.accelerator.num_processes
+        return f"{self.accelerator.device}" + (f", {count} processes" if count > 1 else "")
 
     def _should_stop(self, seconds: float) -> bool:
+        """Whether this process wants the run to stop here; all stop if one does."""
         late = self.pace.max_seconds is not None and seconds > self.pace.max_seconds
-        return (self.stop_asked or late) and self.position.step < self.total
+        return (self.stop.asked or late) and self.position.step < self.total
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
-            position = vars(self.position)
-            checkpoint.save_state(
-                self.state, task=self.bare, optimiser=self.optimiser, scaler=scaler, position=position
+        random = {name: processes.rows(self.accelerator, state) for name, state in random_state().items()}
+        processes.on_main(self.accelerator, lambda: self._write_state(random))
+
+    def _write_state(self, random: dict[str, Tensor]) -> None:
+        if self.lock is not None:
+            self.lock.check()
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+        checkpoint.save_state(
+            self.state,
+            task=self.bare,
+            optimiser=self.optimiser,
+            scaler=scaler,
+            position=vars(self.position),
+            random=random,
+        )
+
+    def _resume(self) -> str:
+        """Go back to the saved state; returns what to say about it."""
+        position, scaler, random = checkpoint.load_state(self.state, task=self.bare, optimiser=self.optimiser)
+        self.position = Position(**position)
+        if scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(scaler)
+        restore_random_state(random, self.accelerator.process_index)
+        found, count = len(random["cpu"]), self.accelerator.num_processes
+        changed = (
+            f" (saved by {found} processes, now {count}: only dropout will draw otherwise)" if found != count else ""
+        )
+        return f", resumed at step {self.position.step}{changed}"
+
+    def _check_position(self) -> None:
+        """All processes must have found the same state."""
+        steps = processes.rows(self.accelerator, torch.tensor([self.position.step]))[:, 0].tolist()
+        if len(set(steps)) > 1:
+            raise InputError(
+                f"{self.state}: the processes found states of different steps ({', '.join(map(str, steps))}); "
+                "name a scratch folder that all machines of the job share."
             )
-        self.accelerator.wait_for_everyone()
-
-    def _listen(self) -> None:
-        """SIGTERM and SIGUSR1 (what schedulers send before they kill) ask for a saved stop after the present step."""
-
-        def ask(number: int, _frame: Any) -> None:
-            self.stop_asked = True
-
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, ask)
 
 
 def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
@@ -242,10 +301,3 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def start_accelerator(precision: str, device: str | None) -> Accelerator:
-    """Device, processes and precision. device "cpu" keeps to the CPU; None takes the GPU that is there."""
-    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # masks that no longer learn, for one
-    return Accelerator(mixed_precision=mixed, cpu=device == "cpu", kwargs_handlers=[unused])

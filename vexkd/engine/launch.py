@@ -1,0 +1,68 @@
+"""torchrun with an exit status that says what happened: `python -m vexkd.engine.launch [torchrun's options] -m vexkd.cli train ...`
+
+torchrun itself ends with status 1 whatever its processes ended with, and dies of SIGUSR1, leaving them behind. Here the
+status is 0 where the work is done, 75 where the run saved its state and stopped (the same command goes on), 2 for bad
+input, 128 + n where a process died of signal n, and 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+STOPPED = 75
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run torchrun; returns the status of the whole job."""
+    # SIGUSR1, with which schedulers announce the end, is passed on as the SIGTERM that torchrun passes to its processes.
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        torchrun.run(torchrun.parse_args(arguments))
+    except SignalException as asked:
+        print(
+            f"vexkd: stopped by {asked.sigval.name}; the same command goes on from the last saved state.",
+            file=sys.stderr,
+        )
+        return STOPPED
+    except ChildFailedError as failed:
+        codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+        status = job_status(codes.values())
+        if status not in (2, STOPPED):
+            print(f"vexkd: {reason(codes)}; the same command goes on from the last saved state.", file=sys.stderr)
+        return status
+    return 0
+
+
+def job_status(codes: Iterable[int]) -> int:
+    """One status of the exit codes of failed processes: the cause, not what followed from it."""
+    codes = list(codes)
+    for status in (2, STOPPED):
+        if status in codes:
+            return status
+    code = _cause(codes)
+    return 128 - code if code < 0 else code
+
+
+def reason(codes: dict[int, int]) -> str:
+    """Which process failed first and of what, in words."""
+    code = _cause(codes.values())
+    rank = next(rank for rank, own in codes.items() if own == code)
+    if code < 0:
+        return f"process {rank} was killed by {signal.Signals(-code).name}"
+    return f"process {rank} ended with status {code}"
+
+
+def _cause(codes: Iterable[int]) -> int:
+    """A signal that torchrun did not send itself, or a status, or its SIGTERM."""
+    return min(codes, key=lambda code: (code == -signal.SIGTERM, code > 0))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

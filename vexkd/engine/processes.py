@@ -1,0 +1,233 @@
+"""The processes of one job (torchrun's): who this one is, what all of them agree on, and how their messages are told apart.
+
+On one process everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TextIO
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from torch import Tensor, nn
+
+from vexkd.errors import InputError
+
+# Exit status of a run that saved its state and stopped before its end; started again, it goes on.
+STOPPED = 75
+# Exit status where another process of the job has ended; its own message has the reason.
+LOST = 1
+# How long a process waits for one that answers no more. One that died is noticed at once, by its closed connections.
+TIMEOUT = timedelta(minutes=10)
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def rank() -> int:
+    """This process's number in its job, as the launcher gave it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start_accelerator(precision: str, device: str | None) -> Accelerator:
+    """Device, processes and precision. device "cpu" keeps to the CPU; None takes the GPU that is there."""
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    # Masks that no longer learn are unused. The flag also keeps gradients in the same buckets from the first step on, so
+    # that they are summed in the same order after a resume.
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+    _check_devices(device)
+    return Accelerator(
+        mixed_precision=mixed, cpu=_on_cpu(device), kwargs_handlers=[parallel, InitProcessGroupKwargs(timeout=TIMEOUT)]
+    )
+
+
+def start_processes(device: str | None) -> PartialState:
+    """Device and processes alone, for what does not train."""
+    _check_devices(device)
+    return PartialState(cpu=_on_cpu(device), timeout=TIMEOUT)
+
+
+def _on_cpu(device: str | None) -> bool:
+    """Said explicitly: without it accelerate takes each of several processes without a GPU for the only one."""
+    return device == "cpu" or not torch.cuda.is_available()
+
+
+def _check_devices(device: str | None) -> None:
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not _on_cpu(device) and wanted > torch.cuda.device_count():
+        raise InputError(
+            f"{wanted} processes were started on this machine, but torch sees {torch.cuda.device_count()} GPUs: "
+            "start one process per GPU, or pass --device cpu."
+        )
+
+
+def finish() -> None:
+    """Take leave of the other processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class StopRequest:
+    """Whether this process was asked to stop, by SIGTERM or SIGUSR1 (what schedulers send before they kill)."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def listen(self) -> StopRequest:
+        """From now on; a process of torchrun's also hears of the death of its launcher, so that none is left behind."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._ask)
+        if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+        return self
+
+    def _ask(self, _number: int, _frame: Any) -> None:
+        self.asked = True
+
+
+def anywhere(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Each flag, true on all processes if it is on one of them."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    raised = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
+    return [value > 0 for value in accelerator.reduce(raised, reduction="sum").tolist()]
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], Any]) -> None:
+    """Run something on the main process while the others wait. Where it fails all end: the main one with its reason."""
+    failure: BaseException | None = None
+    if accelerator.is_main_process:
+        try:
+            action()
+        except Exception as error:
+            failure = error
+    failed, users = anywhere(accelerator, failure is not None, isinstance(failure, InputError))
+    if failure is not None:
+        raise failure
+    if failed:
+        sys.exit(2 if users else 1)
+
+
+def mean(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Mean over the processes."""
+    return accelerator.reduce(values, reduction="mean") if accelerator.num_processes > 1 else values
+
+
+def rows(accelerator: Accelerator, row: Tensor) -> Tensor:
+    """A row (N,) of each process as (processes, N), on the CPU."""
+    if accelerator.num_processes == 1:
+        return row[None].cpu()
+    return accelerator.gather(row[None].to(accelerator.device)).cpu()
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says that another process of the job answers no more."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    return isinstance(error, torch.distributed.DistError) or any(
+        word in str(error) for word in ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")
+    )
+
+
+class RankStream:
+    """A text stream that puts the process's number in front of every line."""
+
+    def __init__(self, stream: TextIO, number: int) -> None:
+        self.stream, self.prefix, self.fresh = stream, f"[rank {number}] ", True
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            self.stream.write(self.prefix + line if self.fresh else line)
+            self.fresh = line.endswith("\n")
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def mark_messages() -> None:
+    """On every process but the main one, whatever is printed from now on says which process it is from."""
+    if rank() > 0 and not isinstance(sys.stderr, RankStream):
+        sys.stdout, sys.stderr = RankStream(sys.stdout, rank()), RankStream(sys.stderr, rank())
+
+
+def synchronise_batch_norm(task: nn.Module, *, skip: str = "teacher") -> None:
+    """Replace every BatchNorm of a task by `SyncBatchNorm`, in place, names of weights kept; `skip`: a frozen part."""
+    for name, child in list(task.named_children()):
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(task, name, SyncBatchNorm.like(child))
+        elif name != skip:
+            synchronise_batch_norm(child, skip=skip)
+
+
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm whose training statistics are those of the global batch, also where processes hold unequal shares of it.
+
+    torch's own runs on GPUs only and would replace the one over voxels by one that refuses an empty scene; this one runs
+    anywhere, in float32. With fewer than two values in the global batch it uses the running statistics.
+    """
+
+    @classmethod
+    def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> SyncBatchNorm:
+        """The same parameters and buffers (the objects themselves), synchronised."""
+        new = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum, device="meta")
+        new.weight, new.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            setattr(new, name, buffer)
+        return new.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:  # B C ... or V C
+        if self.training:
+            output, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+            if (
+                x.dim() > 2 or count > 1
+            ):  # voxels may be that few; asking a GPU for the number of cells would wait for it
+                with torch.no_grad():
+                    self.num_batches_tracked.add_(1)
+                    self.running_mean.lerp_(mean, self.momentum)
+                    self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+                return output
+        statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+        return nn.functional.batch_norm(x, *statistics, training=False, eps=self.eps)
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over all processes and all axes but the second."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
+        axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+        values = x.float()
+        number = values.new_tensor([values.numel() / values.shape[1]])
+        total = _sum(torch.cat([values.sum(axes), number]))
+        count = total[-1].clamp(min=1)
+        mean = total[:-1] / count
+        centred = values - mean.view(shape)
+        variance = _sum(centred.square().sum(axes)) / count
+        scale = (variance + eps).rsqrt()
+        normal = centred * scale.view(shape)
+        ctx.save_for_backward(normal, weight, scale, count)
+        ctx.axes, ctx.shape = axes, shape
+        output = (normal * weight.view(shape) + bias.view(shape)).to(x.dtype)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return output, mean, variance, count
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, *_unused: Any):
+        normal, weight, scale, count = ctx.saved_tensors
+        own = gradient.float()
+        for_bias, for_weight = own.sum(ctx.axes), (own * normal).sum(ctx.axes)
+        over_all = _sum(torch.stack([for_bias, for_weight])) / count
+        inner = own - over_all[0].view(ctx.shape) - normal * over_all[1].view(ctx.shape)
+        return (inner * (scale * weight).view(ctx.shape)).to(gradient.dtype), for_weight, for_bias, None
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Sum over the processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
