@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vexkd.errors import InputError
+from vexkd.errors import BusyError, InputError
 
 if TYPE_CHECKING:
     from vexkd.engine.cost import Probe
@@ -474,9 +474,12 @@ def status(
 
 
 def main() -> None:
-    """Run a verb; bad input ends in one sentence and status 2, a saved stop in status 75."""
+    """Run a verb; bad input ends in one sentence and status 2, what another process holds in 1, a saved stop in 75."""
+    status = 2
     try:
         app()
+    except BusyError as error:
+        sentence, status = str(error), 1
     except InputError as error:
         # The error of a loader process comes back as its whole traceback, whose last line is the sentence.
         sentence = str(error).splitlines()[-1].removeprefix("vexkd.errors.InputError: ")
@@ -487,7 +490,7 @@ def main() -> None:
     else:
         return
     print(f"vexkd: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class BusyError(InputError):
+    """Another process holds what this one needs: nothing is wrong, a later attempt may succeed. Exit status 1."""

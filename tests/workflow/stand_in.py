@@ -1,13 +1,17 @@
 """Stands in for `vexkd` in the workflow's tests: every verb makes its outputs at once, from its inputs' content.
 
-Nothing is learnt: what is tested is which jobs run. Each call is appended to the file that STAND_IN_CALLS names.
+Nothing is learnt: what is tested is which jobs run. Each call is appended to the file that STAND_IN_CALLS names. With
+STAND_IN_STEPS a training takes that many steps of STAND_IN_STEP_SECONDS, appended to a file beside it, and can be stopped
+and resumed as the real one.
 """
 
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +85,11 @@ def paste(names: list[str], options: dict) -> None:
 
 
 def train(names: list[str], options: dict) -> None:
+    if os.environ.get("RANK", "0") != "0":  # the first of several processes writes
+        return
+    if sentence := os.environ.get("STAND_IN_REFUSAL"):
+        print(f"vexkd: {sentence}", file=sys.stderr)
+        sys.exit(2)
     if not Path(options["root"]).is_dir():
         sys.exit(f"{options['root']}: there is no such data set")
     if meanwhile := os.environ.get("STAND_IN_MEANWHILE"):
@@ -98,11 +107,35 @@ def train(names: list[str], options: dict) -> None:
         "inputs": json.dumps(recorded),
         "provenance": "{}",
     }
-    content = json.dumps({"__metadata__": metadata, "seed": options["seed"]}).encode()
+    state = Path(options["scratch"]) / run.name / f"seed{options['seed']}-{provenance.digest(recorded)}" / "state"
+    learnt = learn(f"{run.name} {options['seed']}", state, float(options.get("max-seconds", "inf")))
+    content = json.dumps({"__metadata__": metadata, "seed": options["seed"], "learnt": learnt}).encode()
     out.mkdir(parents=True, exist_ok=True)
     (out / "weights.safetensors").write_bytes(len(content).to_bytes(8, "little") + content + bytes(LARGE))
     write(out / "curve.csv", "epoch,loss", "0,1.0", "1,0.5")
     write(out / "provenance.json", "{}")
+
+
+def learn(name: str, state: Path, seconds: float) -> str:
+    """A chain of hashes, one link a step, saved every five steps and when asked to stop (status 75)."""
+    started, asked = time.monotonic(), []
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    step, value = json.loads(state.read_text()) if state.exists() else (0, "")
+    total = int(os.environ.get("STAND_IN_STEPS", "0"))
+    while step < total:
+        with open(f"{os.environ['STAND_IN_CALLS']}.steps", "a") as stream:
+            print(name, step, file=stream)
+        time.sleep(float(os.environ.get("STAND_IN_STEP_SECONDS", "0.1")))
+        step, value = step + 1, hashlib.sha256(f"{name} {step} {value}".encode()).hexdigest()
+        stop = step < total and (asked or time.monotonic() - started > seconds)
+        if stop or step % 5 == 0:
+            write(state.with_suffix(".new"), json.dumps([step, value]))
+            state.with_suffix(".new").replace(state)
+        if stop:
+            print(f"{name}: stopped after step {step} of {total}, state saved.")
+            sys.exit(75)
+    return value
 
 
 def predict(names: list[str], options: dict) -> None:

@@ -15,7 +15,7 @@ import time
 import uuid
 from pathlib import Path
 
-from vexkd.errors import InputError
+from vexkd.errors import BusyError, InputError
 
 # Seconds between renewals, and without one after which the holder on another machine counts as dead.
 BEAT, PATIENCE = 10.0, 90.0
@@ -68,7 +68,7 @@ class Lock:
         if holder is None:
             return
         if self._is_alive(holder, own):
-            raise InputError(
+            raise BusyError(
                 f"{self.path}: {_words(holder)} is training this run; wait for it or stop it, "
                 "and if there is no such process remove this file."
             )

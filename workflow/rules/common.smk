@@ -1,6 +1,9 @@
 # Settings and the named functions of the rules. The main process freezes params.yaml; jobs read what it froze, so that an
 # edit while the matrix runs reaches none of them (see vexkd/seal.py).
-from scripts import machine
+import shlex
+import sys
+
+from scripts import machine, slurm_queue
 from vexkd import seal
 
 machine.find_own_commands()
@@ -12,6 +15,9 @@ INFOS = [
     for name in ("samples", "sweeps", "cameras", "boxes")
 ]
 WEIGHTS = "models/{run}/seed{seed}/weights.safetensors"
+CORES = workflow.resource_settings.cores or 1  # none on a cluster: the profile says
+PYTHON = shlex.quote(sys.executable)
+ATTEMPT = f"{PYTHON} {shlex.quote(workflow.basedir)}/scripts/attempt.py"
 TABLE_FILES = ["csv", "md", "tex", "provenance.json"]
 
 
@@ -64,25 +70,68 @@ def teacher_of(wildcards):
     return WEIGHTS.format(run=teacher, seed=wildcards.seed) if teacher else []
 
 
+def given(options):
+    """Options as they stand in a command; those without a value are left out."""
+    return " ".join(
+        f"{option} {value}"
+        for option, value in options.items()
+        if value not in ("", None)
+    )
+
+
 def train_options(wildcards, input):
     """The options of `vexkd train` that only some runs have."""
-    options = {
-        "--paste": "artifacts/paste" if input.get("paste") else "",
-        "--start": input.get("start"),
-        "--teacher": input.get("teacher"),
-    }
-    return " ".join(f"{option} {value}" for option, value in options.items() if value)
+    return given(
+        {
+            "--paste": "artifacts/paste" if input.get("paste") else "",
+            "--start": "".join(input.get("start", "")),
+            "--teacher": "".join(input.get("teacher", "")),
+        }
+    )
+
+
+def attempt_number(wildcards, attempt):
+    return attempt
+
+
+def train_processes(wildcards, resources):
+    """`vexkd` itself, or where the profile asks for several GPUs, torchrun with one of it for each."""
+    gpus = resources.get("gpu", 1)
+    torchrun = f"{PYTHON} -m vexkd.engine.launch --standalone --nproc_per_node {gpus} --no-python"
+    return f"{torchrun} vexkd" if gpus > 1 else "vexkd"
+
+
+def train_pace(wildcards, threads, resources):
+    """What the machine decides and no result depends on: threads of a process, loaders, parts of a batch, the deadline."""
+    return given(
+        {
+            "--threads": max(1, threads // max(1, resources.get("gpu", 1))),
+            "--workers": resources.get("workers"),
+            "--accumulate": resources.get("accumulate"),
+            "--max-seconds": deadline(resources.get("runtime")),
+        }
+    )
+
+
+def predict_options(wildcards, resources):
+    return given(
+        {"--workers": resources.get("workers"), "--batch": resources.get("batch")}
+    )
+
+
+def deadline(minutes):
+    """Seconds after which a training with this time limit saves and stops: ten minutes before it, or a fifth of it."""
+    return 60 * minutes - min(600, 12 * minutes) if minutes else None
 
 
 def train_threads(wildcards):
     """Cores for one of the trainings that can run side by side here: two, but one on a GPU or where no other is left."""
-    cores = workflow.cores or 1
     peers = sum(
         generation(run) == generation(SETTINGS.run(wildcards.run))
         for run in SETTINGS.runs.values()
     )
     alone = machine.has_gpu() or peers * len(SETTINGS.seeds) == 1
-    return cores if alone else max(1, cores // 2)
+    return CORES if alone else max(1, CORES // 2)
 
 
 def generation(run):

@@ -9,7 +9,7 @@ if SETTINGS.synthetic:
             root=directory(SETTINGS.root),
         log:
             "logs/synthesize.log",
-        threads: workflow.cores or 1
+        threads: CORES
         params:
             town=SETTINGS.synthetic,
         shell:
@@ -29,7 +29,7 @@ rule doctor:
         "logs/doctor.log",
     benchmark:
         "logs/benchmarks/doctor.tsv"
-    threads: workflow.cores or 1
+    threads: CORES
     params:
         root=SETTINGS.root,
         version=VERSION,
@@ -67,7 +67,7 @@ rule paste:
         "logs/paste.log",
     benchmark:
         "logs/benchmarks/paste.tsv"
-    threads: workflow.cores or 1
+    threads: CORES
     params:
         root=SETTINGS.root,
         settings=paste_settings,

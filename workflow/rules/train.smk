@@ -1,5 +1,6 @@
 # One rule for every training: what a run needs follows from its row. Its resumable state lies in scratch/, declared to
-# nobody, because declared outputs are deleted before a job starts. `exec`: signals and the job's end belong to vexkd itself.
+# nobody, because declared outputs are deleted before a job starts. `exec`: signals and the job's end belong to the attempt,
+# which hands them on to vexkd (workflow/scripts/attempt.py).
 
 
 rule train:
@@ -20,13 +21,18 @@ rule train:
         "logs/benchmarks/train/{run}-seed{seed}.tsv"
     priority: 10
     threads: train_threads
+    resources:
+        attempt=attempt_number,
     params:
         root=SETTINGS.root,
+        attempt=ATTEMPT,
+        vexkd=train_processes,
         more=train_options,
+        pace=train_pace,
     shell:
-        "exec vexkd train --config {input.config} --seed {wildcards.seed} --root {params.root} --infos artifacts/infos"
-        " {params.more} --out models/{wildcards.run}/seed{wildcards.seed} --scratch scratch --threads {threads}"
-        " > {log} 2>&1"
+        "exec {params.attempt} {resources.attempt} {log} {params.vexkd} train --config {input.config}"
+        " --seed {wildcards.seed} --root {params.root} --infos artifacts/infos {params.more}"
+        " --out models/{wildcards.run}/seed{wildcards.seed} --scratch scratch {params.pace}"
 
 
 rule predict:
@@ -43,11 +49,16 @@ rule predict:
     benchmark:
         "logs/benchmarks/predict/{run}-seed{seed}.tsv"
     threads: train_threads
+    resources:
+        attempt=attempt_number,
     params:
         root=SETTINGS.root,
+        attempt=ATTEMPT,
+        more=predict_options,
     shell:
-        "exec vexkd predict --weights {input.weights} --config {input.config} --inference {input.inference}"
-        " --root {params.root} --infos artifacts/infos --out {output.predictions} --threads {threads} > {log} 2>&1"
+        "exec {params.attempt} {resources.attempt} {log} vexkd predict --weights {input.weights}"
+        " --config {input.config} --inference {input.inference} --root {params.root} --infos artifacts/infos"
+        " --out {output.predictions} --threads {threads} {params.more}"
 
 
 rule evaluate:

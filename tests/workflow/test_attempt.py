@@ -1,0 +1,80 @@
+"""The script around trainings: what it runs, what it refuses, and that a command's status and signals pass through it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "workflow/scripts/attempt.py"
+LOG = "logs/train/student-seed0.log"
+
+
+def start(folder, number, script, seconds="0"):
+    (folder / "logs/train").mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(SCRIPT), str(number), LOG, "sh", "-c", script]
+    return subprocess.Popen(command, cwd=folder, env={**os.environ, "VEXKD_LOCK_SECONDS": seconds})
+
+
+def test_bad_input_is_not_tried_again_before_the_next_call(tmp_path):
+    bad = "echo run >> runs; echo 'vexkd: no such folder' >&2; exit 2"
+    for number in (1, 2, 3):
+        (tmp_path / LOG).unlink(missing_ok=True)  # as Snakemake does
+        assert start(tmp_path, number, bad).wait() == 2
+        assert (tmp_path / LOG).read_text() == "vexkd: no such folder\n"
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert start(tmp_path, 1, "echo mended").wait() == 0
+    assert start(tmp_path, 2, "echo mended").wait() == 0
+
+
+def test_other_ends_are_tried_again_and_their_logs_gathered(tmp_path):
+    assert start(tmp_path, 1, "echo saved; exit 75").wait() == 75
+    assert start(tmp_path, 2, "echo crashed; kill -9 $$").wait() == 137
+    assert start(tmp_path, 3, "echo done").wait() == 0
+    assert (tmp_path / LOG).read_text() == "done\n"
+    gathered = (tmp_path / "scratch/attempts/train-student-seed0.log").read_text().splitlines()
+    assert [line.partition(", status ")[2] or line for line in gathered] == ["75", "saved", "137", "crashed"]
+
+
+def test_signals_reach_the_command(tmp_path):
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        (tmp_path / "ready").unlink(missing_ok=True)
+        process = start(tmp_path, 1, "trap 'exit 75' TERM USR1; touch ready; while :; do sleep 0.05; done")
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(timeout=10) == 75
+
+
+def test_a_second_writer_is_kept_away(tmp_path):
+    first = start(tmp_path, 1, "touch ready; while ! [ -e enough ]; do sleep 0.05; done")
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    (tmp_path / LOG).unlink()
+    assert start(tmp_path, 1, "touch twice").wait() == 1
+    assert "another job still works on this" in (tmp_path / LOG).read_text()
+    waiting = start(tmp_path, 1, "touch afterwards", seconds="30")
+    (tmp_path / "enough").touch()
+    assert (first.wait(), waiting.wait()) == (0, 0)
+    assert (tmp_path / "afterwards").exists()
+    assert not (tmp_path / "twice").exists()
+
+
+def train_command(place, *arguments):
+    """How a dry run would train the demo's teacher."""
+    out = place.snakemake(
+        "-n", "-p", "--directory", "demo", *arguments, "--", "models/fusion-det/seed0/weights.safetensors"
+    )
+    return next(line for line in out.splitlines() if "logs/train/fusion-det-seed0.log" in line and "exec" in line)
+
+
+def test_the_command_of_a_training_follows_the_resources(checkout):
+    place = checkout()
+    plain = train_command(place)
+    assert " 1 logs/train/fusion-det-seed0.log vexkd train --config" in plain
+    assert not [option for option in ("--workers", "--accumulate", "--max-seconds", "nproc") if option in plain]
+    asked = ["gpu=2", "workers=3", "accumulate=4", "runtime=60"]
+    several = train_command(place, "--set-resources", *(f"train:{one}" for one in asked))
+    assert " --standalone --nproc_per_node 2 --no-python vexkd train --config" in several
+    assert " --workers 3 --accumulate 4 --max-seconds 3000" in several

@@ -1,0 +1,77 @@
+"""One attempt at a training or a prediction: `python attempt.py NUMBER LOG COMMAND...`, the command's status as its own.
+
+Retries are for lost nodes and exceeded limits. What ended with status 2 was refused as bad input: its sentence is kept,
+and the later attempts of the same call end with it at once. A lock keeps a second writer away, such as the same job started
+again beside one that an earlier call left running. Standard library only; signals go on to the command.
+"""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REFUSED = 2
+FOLDER = Path("scratch/attempts")
+PATIENCE = float(os.environ.get("VEXKD_LOCK_SECONDS", "60"))  # an ending job may still be saving
+
+
+def main(number: int, log: Path, command: list[str]) -> int:
+    place = FOLDER / "-".join(log.with_suffix("").parts[1:])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    refusal = place.with_name(f"{place.name}.refused")
+    if number == 1:
+        refusal.unlink(missing_ok=True)
+    elif refusal.exists():
+        log.write_text(refusal.read_text())
+        return REFUSED
+    with place.with_name(f"{place.name}.lock").open("a") as lock:
+        if not alone(lock):
+            log.write_text(f"vexkd: {place.name}: another job still works on this; wait for it or end it.\n")
+            return 1
+        with log.open("w") as stream:
+            status = run(command, stream)
+    if status:
+        keep(log, place.with_name(f"{place.name}.log"), number, status)
+    if status == REFUSED:
+        shutil.copyfile(log, refusal)
+    return status
+
+
+def alone(lock) -> bool:
+    """Take the lock, waiting a little; a file system that knows no locks lets everyone in."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.5)
+        except OSError:
+            return True
+        else:
+            return True
+
+
+def run(command: list[str], stream) -> int:
+    """The command's status, 128 + N where signal N ended it; it gets the signals that schedulers send."""
+    process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda received, _frame: process.send_signal(received))
+    status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+def keep(log: Path, history: Path, number: int, status: int) -> None:
+    """Snakemake removes a job's log before each attempt: those of failed ones are gathered here."""
+    with history.open("a") as stream:
+        print(f"--- attempt {number}, {time.strftime('%Y-%m-%d %H:%M:%S')}, status {status}", file=stream)
+        stream.write(log.read_text(errors="replace"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
