@@ -7,6 +7,7 @@ import contextlib
 import io
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,37 +53,19 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     accelerator = processes.start_accelerator(run.train.precision, device)
+    sources = Sources(root, infos, paste, start, teacher)
     with _as_one_job():
         inputs = input_hashes(infos=infos, paste=paste, start=start, teacher=teacher)
         finished = accelerator.is_main_process and checkpoint.is_finished(out, run=run, inputs=inputs, seed=seed)
         if any(processes.anywhere(accelerator, finished)):
-            if accelerator.is_main_process:
-                print(
-                    f"{run.name} seed {seed}: {out} holds the result of this training already; remove it to train again.",
-                    flush=True,
-                )
+            _say_finished(run, seed, out, accelerator)
             return
         key = provenance.digest({"settings": run.training(), "inputs": inputs, "seed": seed})
         folder = scratch / run.name / f"seed{seed}-{key}"
         lock = Lock(folder / "lock")
         processes.on_main(accelerator, lambda: _take(lock))
         try:
-            seed_everything(seed, accelerator.process_index)
-            with contextlib.nullcontext() if accelerator.is_main_process else contextlib.redirect_stdout(io.StringIO()):
-                task, images = tasks.build_task(run, start=start, teacher=teacher)
-            dataset = tasks.training_set(run, images, root=root, infos=load_infos(infos), paste=paste, seed=seed)
-            trainer = Trainer(
-                task=task,
-                dataset=dataset,
-                run=run,
-                seed=seed,
-                state=folder / "state.safetensors",
-                pace=pace,
-                accelerator=accelerator,
-                stop=stop,
-                lock=lock if accelerator.is_main_process else None,
-            )
-            trainer.fit()
+            trainer = _fit(run, seed, sources, folder, lock, pace=pace, accelerator=accelerator, stop=stop)
             processes.on_main(accelerator, lambda: _write_result(out, trainer, run, seed, inputs))
             if accelerator.is_main_process:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -91,6 +74,57 @@ def train(
         finally:
             if accelerator.is_main_process:
                 lock.release()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a training reads: the raw data, infos, pasted objects, and the weights it starts from and is taught by."""
+
+    root: Path
+    infos: Path
+    paste: Path | None
+    start: Path | None
+    teacher: Path | None
+
+
+def _fit(
+    run: Run,
+    seed: int,
+    sources: Sources,
+    folder: Path,
+    lock: Lock,
+    *,
+    pace: Pace,
+    accelerator: Accelerator,
+    stop: StopRequest,
+) -> Trainer:
+    """Train to the end, with resumable state in `folder`; returns the trainer, whose task holds the result."""
+    main = accelerator.is_main_process
+    seed_everything(seed, accelerator.process_index)
+    with contextlib.nullcontext() if main else contextlib.redirect_stdout(io.StringIO()):
+        task, images = tasks.build_task(run, start=sources.start, teacher=sources.teacher)
+    infos = load_infos(sources.infos)
+    trainer = Trainer(
+        task=task,
+        dataset=tasks.training_set(run, images, root=sources.root, infos=infos, paste=sources.paste, seed=seed),
+        run=run,
+        seed=seed,
+        state=folder / "state.safetensors",
+        pace=pace,
+        accelerator=accelerator,
+        stop=stop,
+        lock=lock if main else None,
+    )
+    trainer.fit()
+    return trainer
+
+
+def _say_finished(run: Run, seed: int, out: Path, accelerator: Accelerator) -> None:
+    if accelerator.is_main_process:
+        print(
+            f"{run.name} seed {seed}: {out} holds the result of this training already; remove it to train again.",
+            flush=True,
+        )
 
 
 def _take(lock: Lock) -> None:
