@@ -1,7 +1,7 @@
 # Settings and the named functions of the rules. The main process freezes params.yaml; jobs read what it froze, so that an
 # edit while the matrix runs reaches none of them (see vexkd/seal.py).
+import os
 import shlex
-import sys
 
 from scripts import machine, slurm_queue
 from vexkd import seal
@@ -16,8 +16,10 @@ INFOS = [
 ]
 WEIGHTS = "models/{run}/seed{seed}/weights.safetensors"
 CORES = workflow.resource_settings.cores or 1  # none on a cluster: the profile says
-PYTHON = shlex.quote(sys.executable)
-ATTEMPT = f"{PYTHON} {shlex.quote(workflow.basedir)}/scripts/attempt.py"
+SCRIPTS = os.path.relpath(
+    workflow.basedir
+)  # from the experiment's folder: the commands hold no machine's paths
+ATTEMPT = f"python3 {shlex.quote(SCRIPTS)}/scripts/attempt.py"
 TABLE_FILES = ["csv", "md", "tex", "provenance.json"]
 
 
@@ -97,7 +99,7 @@ def attempt_number(wildcards, attempt):
 def train_processes(wildcards, resources):
     """`vexkd` itself, or where the profile asks for several GPUs, torchrun with one of it for each."""
     gpus = resources.get("gpu", 1)
-    torchrun = f"{PYTHON} -m vexkd.engine.launch --standalone --nproc_per_node {gpus} --no-python"
+    torchrun = f"vexkd-launch --standalone --nproc_per_node {gpus} --no-python"
     return f"{torchrun} vexkd" if gpus > 1 else "vexkd"
 
 
