@@ -62,19 +62,19 @@ def tiny_settings() -> dict:
     raw = yaml.safe_load((ROOT / "demo/params.yaml").read_text())
     raw["bev"] = {"range": [-25.6, -25.6, -5.0, 25.6, 25.6, 3.0], "voxel": [0.4, 0.4, 0.4], "cell": 1.6}
     raw["lidar"] |= {"channels": [4, 8, 8], "blocks": 1, "out_channels": 8}
-    raw["camera"] |= {
-        "image_size": [64, 128],
-        "step": 1.6,
-        "neck_channels": 8,
-        "channels": 8,
-        "depth": [1.0, 27.0, 2.0],
-    }
-    raw["camera"]["depth_channels"] = [4, 4, 8]
+    raw["camera"] |= {"image_size": [64, 128], "neck": {"kind": "lss-fpn", "channels": 8}}
+    raw["camera"]["view"] |= {"step": 1.6, "channels": 8, "depth": [1.0, 27.0, 2.0], "depth_channels": [4, 4, 8]}
     raw["camera"]["backbone"] |= {"widths": [4, 8, 8, 8], "stem": 4}
     raw["image_augment"] |= {"resize": [0.8, 1.0], "test_resize": 0.8}
     raw["mgfm"] |= {"channels": 16, "blocks": 1, "heads": 2, "ffn": 16}
     raw["conv_fuser"] = {"channels": 16}
-    raw["bev_encoder"] = {"channels": [8, 8], "layers": [1, 1], "strides": [1, 2], "neck_channels": [8, 8]}
+    raw["bev_encoder"] = {
+        "kind": "second",
+        "channels": [8, 8],
+        "layers": [1, 1],
+        "strides": [1, 2],
+        "neck_channels": [8, 8],
+    }
     raw["centerpoint"] |= {"shared_channels": 8, "branch_channels": 8}
     raw["transfusion"] |= {"channels": 16, "proposals": 20, "heads": 2, "ffn": 16}
     raw["distill"] |= {"mask_blocks": 1, "mask_heads": 2, "mask_ffn": 16, "stop_mask_epoch": 1}

@@ -37,7 +37,7 @@ def small_settings() -> params.Params:
     raw["bev_augment"] = {"rotation": 0.0, "scale": [1.0, 1.0], "translation": 0.0, "flip": 0.0}
     raw["paste"]["counts"] = {}
     raw["lidar"] |= {"channels": [8, 16], "blocks": 1, "out_channels": 16}
-    raw["bev_encoder"] = {"channels": [24, 24], "layers": [1, 1], "strides": [1, 2], "neck_channels": [16, 16]}
+    raw["bev_encoder"] = {"kind": "second", "channels": [24, 24], "layers": [1, 1], "strides": [1, 2], "neck_channels": [16, 16]}
     raw["centerpoint"] |= {"shared_channels": 16, "branch_channels": 16}
     raw["train"] |= {"epochs": STEPS, "batch": 1}
     raw["students"] = {"centerpoint-det": {"task": "detection", "sensors": ["lidar"], "head": "centerpoint"}}
@@ -142,7 +142,7 @@ def test_centerpoint_of_the_papers_size_takes_a_step(keyframe, infos):
     output = model.train()(batch)
     assert output.features["low"].shape == (1, 256, 180, 180)
     assert output.features["high"].shape == (1, 512, 180, 180)
-    losses = model.loss(output.predictions, batch)
+    losses = model.loss(output, batch)
     assert all(math.isfinite(value.detach()) for value in losses.values()), losses
     sum(losses.values()).backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
@@ -157,7 +157,7 @@ def test_fusion_teacher_of_the_papers_size_detects(keyframe, infos):
     run, model, batch = paper_run("fusion-det", keyframe, infos)
     with torch.no_grad():
         output = model.eval()(batch)
-        losses = model.loss(output.predictions, batch)
+        losses = model.loss(output, batch)
     assert {name: tuple(f.shape) for name, f in output.features.items()} == {
         "lidar_bev": (1, 256, 180, 180),
         "camera_bev": (1, 80, 180, 180),

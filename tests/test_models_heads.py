@@ -1,5 +1,7 @@
 """Targets and decoding of both heads against hand-worked numbers, and each head overfitting two boxes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -18,6 +20,11 @@ BOXES = torch.tensor(
     ]
 )
 LABELS = torch.tensor([CLASSES.index("car"), CLASSES.index("pedestrian")])
+
+
+def labelled(boxes: list[torch.Tensor], labels: list[torch.Tensor]) -> SimpleNamespace:
+    """What a head reads of a batch."""
+    return SimpleNamespace(boxes=boxes, labels=labels)
 
 
 def centerpoint_head(**more):
@@ -69,7 +76,7 @@ def test_boxes_outside_the_grid_are_no_targets():
     outside[0, 0] = -12.1  # truncation toward zero would put it into cell 0
     drawn = heatmap.draw(outside, torch.zeros(1, dtype=torch.long), 1, GRID, overlap=0.1, min_radius=2)
     assert drawn.max() == 0
-    assert float(centerpoint_head().positives([outside], [LABELS[:1]]).sum()) == 0
+    assert float(centerpoint_head().positives(labelled([outside], [LABELS[:1]])).sum()) == 0
 
 
 def test_both_heads_see_a_box_in_the_same_cell():
@@ -104,7 +111,7 @@ def test_head_overfits_two_boxes(make):
     optimiser = torch.optim.Adam(head.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 300)
     for _ in range(300):
-        loss = sum(head.loss(head(feature), [BOXES], [LABELS]).values())
+        loss = sum(head.loss(head(feature), labelled([BOXES], [LABELS])).values())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -133,9 +140,9 @@ def test_loss_of_parts_adds_up_to_the_loss_of_the_whole(make):
     head = make().eval()
     feature = torch.randn(2, 16, *GRID.shape)
     boxes, labels = [BOXES, BOXES[:1]], [LABELS, LABELS[:1]]
-    whole = head.loss(head(feature), boxes, labels)
-    mean = head.positives(boxes, labels).clamp(min=1) / 2
-    parts = [head.loss(head(feature[i : i + 1]), boxes[i : i + 1], labels[i : i + 1], mean) for i in range(2)]
+    whole = head.loss(head(feature), labelled(boxes, labels))
+    mean = head.positives(labelled(boxes, labels)).clamp(min=1) / 2
+    parts = [head.loss(head(feature[i : i + 1]), labelled(boxes[i : i + 1], labels[i : i + 1]), mean) for i in range(2)]
     for name, value in whole.items():
         assert float(sum(p[name].detach() for p in parts) / 2) == pytest.approx(float(value.detach()), rel=1e-4)
 
@@ -143,7 +150,7 @@ def test_loss_of_parts_adds_up_to_the_loss_of_the_whole(make):
 @pytest.mark.parametrize("make", [centerpoint_head, transfusion_head])
 def test_no_object_gives_a_finite_loss(make):
     head = make()
-    losses = head.loss(head(torch.randn(1, 16, *GRID.shape)), [BOXES[:0]], [LABELS[:0]])
+    losses = head.loss(head(torch.randn(1, 16, *GRID.shape)), labelled([BOXES[:0]], [LABELS[:0]]))
     assert all(torch.isfinite(v) for v in losses.values())
     sum(losses.values()).backward()
 

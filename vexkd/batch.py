@@ -26,6 +26,7 @@ class Sample:
     lidar_augment (4, 4): augmented LiDAR frame from LiDAR frame.
     global_from_lidar (4, 4) float64: un-augmented LiDAR frame to the map.
     boxes (M, 9) float32 (see `vexkd.boxes`; velocity may be NaN), labels (M,) int64 index into `boxes.CLASSES`.
+    maps (K, Y', X') uint8: 1 where a map class is, in the grid of map segmentation; None for runs that need none.
     """
 
     token: str
@@ -38,9 +39,10 @@ class Sample:
     global_from_lidar: Tensor
     boxes: Tensor
     labels: Tensor
+    maps: Tensor | None = None
 
 
-_STACKED = ("images", "intrinsics", "camera_from_lidar", "image_augment", "lidar_augment", "global_from_lidar")
+_STACKED = ("maps", "images", "intrinsics", "camera_from_lidar", "image_augment", "lidar_augment", "global_from_lidar")
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Batch:
     global_from_lidar: Tensor  # B 4 4
     boxes: list[Tensor]
     labels: list[Tensor]
+    maps: Tensor | None = None  # B K Y' X'
 
     def __len__(self) -> int:
         return len(self.token)
@@ -91,11 +94,13 @@ class Output:
     """What a `BEVModel` returns.
 
     features: named BEV maps (B, C, Y, X): `lidar_bev`, `camera_bev` (where there is such a sensor), `low` (before the BEV
-    encoder), `high` (after it). predictions: the head's raw output, which only that head reads.
+    encoder), `high` (after it). predictions: the head's raw output, which only that head reads. auxiliary: what the camera
+    branch's own loss reads, if it has one.
     """
 
     features: dict[str, Tensor] = field(default_factory=dict)
     predictions: Any = None
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vexkd import provenance
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
+from vexkd.geometry import BevGrid
 
 Pair = Annotated[list[float], Len(2, 2)]
 Triple = Annotated[list[float], Len(3, 3)]
@@ -28,6 +29,7 @@ Size = Annotated[list[int], Len(2, 2)]
 ClassName = Literal[CLASSES]  # any one of them
 Kind = Literal["pretrained", "teachers", "students", "distilled"]
 KINDS: tuple[Kind, ...] = ("pretrained", "teachers", "students", "distilled")
+HEADS = ("centerpoint", "transfusion", "map")
 
 
 class Strict(BaseModel):
@@ -105,10 +107,13 @@ class Backbone(Strict):
     stem: int = 64
 
 
-class Camera(Strict):
-    image_size: Size = Field(description="height and width in pixels that the image network sees")
-    backbone: Backbone
-    neck_channels: int
+class Neck(Strict):
+    kind: Literal["lss-fpn"]
+    channels: int
+
+
+class LiftSplat(Strict):
+    kind: Literal["lift-splat"]
     channels: int = Field(description="context channels lifted to BEV")
     depth: Triple = Field(description="first, last and step of the depth bins in metres")
     step: float = Field(description="cell of the lifted map in metres, before the down-sampling to `bev.cell`")
@@ -116,6 +121,13 @@ class Camera(Strict):
     depth_channels: Annotated[list[int], Len(3, 3)] = Field(
         description="widths of the three convolutions over the depth image"
     )
+
+
+class Camera(Strict):
+    image_size: Size = Field(description="height and width in pixels that the image network sees")
+    backbone: Backbone
+    neck: Neck
+    view: LiftSplat
 
 
 class Mgfm(Strict):
@@ -132,7 +144,8 @@ class ConvFuser(Strict):
     channels: int
 
 
-class BevEncoder(Strict):
+class SecondEncoder(Strict):
+    kind: Literal["second"]
     channels: list[int]
     layers: list[int] = Field(description="convolutions after the strided one, per stage")
     strides: list[int]
@@ -170,6 +183,22 @@ class TransFusion(Strict):
     heatmap_weight: float
     box_weight: float
     code_weights: Ten
+
+
+class MapHead(Strict):
+    """Map segmentation: the square of labels around the LiDAR, and how the rasters that they are read from are drawn."""
+
+    reach: float = Field(gt=0, description="labels reach +-reach metres in x and y")
+    cell: float = Field(gt=0, description="side of a label cell in metres, the rasters' too")
+    edges: Literal["published", "centre"] = Field(
+        description="as the devkit draws for published scores, or by cell centres"
+    )
+    gamma: float = Field(ge=0, description="focusing power of the focal loss")
+
+    @property
+    def grid(self) -> BevGrid:
+        """The raster of labels and predictions."""
+        return BevGrid((-self.reach, -self.reach, 0.0, self.reach, self.reach, 0.0), self.cell)
 
 
 class Schedule(Strict):
@@ -243,9 +272,9 @@ class Run(Strict):
 
     name: str
     kind: Kind
-    task: Literal["detection"]
+    task: Literal["detection", "segmentation"]
     sensors: Annotated[list[Literal["lidar", "camera"]], Len(1)]
-    head: Literal["centerpoint", "transfusion"]
+    head: Literal["centerpoint", "transfusion", "map"]
     fusion: Literal["mgfm", "conv"] | None = None
     start: str | None = None
     student: str | None = None
@@ -259,9 +288,10 @@ class Run(Strict):
     camera: Camera | None = None
     mgfm: Mgfm | None = None
     conv_fuser: ConvFuser | None = None
-    bev_encoder: BevEncoder
+    bev_encoder: SecondEncoder
     centerpoint: CenterPoint | None = None
     transfusion: TransFusion | None = None
+    map: MapHead | None = None
     train: Train
     distill: Distill | None = None
     inference: Inference
@@ -277,7 +307,9 @@ class Run(Strict):
         for name in sorted(needed):
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: the run needs this block of settings; add it")
-        if getattr(self.inference, self.head) is None:
+        if (self.task == "segmentation") != (self.head == "map"):
+            raise ValueError("head: map belongs to the task segmentation, and to no other; mend head or task")
+        if self.task == "detection" and getattr(self.inference, self.head) is None:
             raise ValueError(f"inference.{self.head}: the run needs this block of settings; add it")
         return self
 
@@ -326,6 +358,7 @@ class Params(Strict):
 _ROW_KEYS = {"task", "sensors", "head", "fusion", "start", "student", "teacher"}
 _BLOCKS = {name for name in Run.model_fields if name not in _ROW_KEYS | {"name", "kind"}}
 _TOP = _BLOCKS | set(KINDS) | {"root", "seeds", "synthetic", "tables", "reported"}
+_ALTERNATIVES = {"backbone", "neck", "view", "bev_encoder"}  # parts with a `kind`, each with settings of its own
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
@@ -473,10 +506,12 @@ def _merge(
 
 
 def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on `base`: mappings merge key by key, anything else replaces."""
+    """`over` on `base`: mappings merge key by key; a part of another kind, or anything else, replaces."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "counts"
+        if both and key in _ALTERNATIVES:
+            both = value.get("kind") in (None, merged[key].get("kind"))
         merged[key] = _overlay(merged[key], value) if both else copy.deepcopy(value)
     return merged
 
@@ -491,7 +526,7 @@ def _relevant(merged: dict[str, Any], kind: Kind) -> dict[str, Any]:
     pasted = merged.get("paste")
     unused |= {"paste"} if isinstance(pasted, dict) and pasted.get("counts") == {} else set()
     unused |= {"mgfm", "conv_fuser"} - {"mgfm" if fusion == "mgfm" else "conv_fuser" if fusion == "conv" else ""}
-    other_heads = {name for name in ("centerpoint", "transfusion") if name != head}
+    other_heads = {name for name in HEADS if name != head}
     unused |= other_heads
     unused |= set() if kind == "distilled" else {"distill"}
     kept = {key: value for key, value in merged.items() if key not in unused}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vexkd.batch import Batch
+from vexkd.batch import Batch, Output
 from vexkd.distill import masks as mask_parts
 from vexkd.distill.losses import attention_transfer
 from vexkd.distill.masks import MaskNet
@@ -65,6 +65,7 @@ class Distiller(nn.Module):
 
     def begin_step(self, epoch: int, iteration: int) -> None:
         """Freeze the masks once their schedule says so."""
+        self.student.begin_epoch(epoch)
         if self.masks is not None:
             self.learn_masks = self.schedule.learning(epoch, iteration)
             self.masks.requires_grad_(self.learn_masks)
@@ -76,11 +77,11 @@ class Distiller(nn.Module):
 
     def forward(self, batch: Batch, positives: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Weighted loss terms, whose sum is to be minimised, and figures to watch."""
-        own, teachers = positives.split([self.student.head.normalisers, self.teacher.head.normalisers])
+        own, teachers = positives.split([self.student.normalisers, self.teacher.normalisers])
         with torch.no_grad():
             taught = self.teacher.features(batch)
         output = self.student(batch)
-        terms = {f"task.{k}": v for k, v in self.student.loss(output.predictions, batch, own).items()}
+        terms = {f"task.{k}": v for k, v in self.student.loss(output, batch, own).items()}
         masks = self.make_masks(taught)
         if self.learn_masks:
             masked = self.masked_teacher_loss(taught, masks, batch, teachers)
@@ -107,7 +108,7 @@ class Distiller(nn.Module):
             high = taught["high"]
         if "high" in masks:
             high = high * masks["high"]
-        return self.teacher.loss(self.teacher.head(high), batch, positives)
+        return self.teacher.loss(Output(predictions=self.teacher.head(high)), batch, positives)
 
     def level_terms(self, level: str, student: Tensor, teacher: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Eq. 7 at one level, weighted by lambda for the student and by mu for the mask."""

@@ -45,13 +45,14 @@ class Supervised(nn.Module):
         self.model = model
 
     def begin_step(self, epoch: int, iteration: int) -> None:
-        """Nothing changes with the step."""
+        """Tell the model which epoch it is."""
+        self.model.begin_epoch(epoch)
 
     def positives(self, batch: Batch) -> Tensor:
         return self.model.positives(batch)
 
     def forward(self, batch: Batch, positives: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
-        losses = self.model.loss(self.model(batch).predictions, batch, positives)
+        losses = self.model.loss(self.model(batch), batch, positives)
         return {f"task.{name}": value for name, value in losses.items()}, {}
 
 

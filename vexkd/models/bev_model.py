@@ -33,8 +33,27 @@ class CameraBranch(nn.Module):
         self.encoder, self.view = encoder, view
         self.out_channels = view.out_channels
 
-    def forward(self, batch: Batch) -> Tensor:
-        return self.view(self.encoder(batch.images), batch)  # B C Y X
+    @property
+    def normalisers(self) -> int:
+        """Length of `positives`: what the view's own loss, if it has one, is divided by."""
+        return getattr(self.view, "normalisers", 0)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The BEV map (B, C, Y, X), and in training what `auxiliary_loss` reads."""
+        features = self.encoder(batch.images)
+        if self.normalisers and self.training:
+            return self.view.forward_with_auxiliary(features, batch)
+        return self.view(features, batch), {}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Nothing changes with the epoch."""
+
+    def positives(self, batch: Batch) -> Tensor:
+        return self.view.positives(batch)
+
+    def auxiliary_loss(self, auxiliary: dict[str, Tensor], batch: Batch, positives: Tensor) -> dict[str, Tensor]:
+        """The view's own loss terms."""
+        return self.view.auxiliary_loss(auxiliary, batch, positives)
 
 
 class BEVModel(nn.Module):
@@ -59,31 +78,58 @@ class BEVModel(nn.Module):
         self.bev_encoder, self.head = bev_encoder, head
 
     def forward(self, batch: Batch) -> Output:
-        features = self.features(batch)
-        return Output(features, self.head(features["high"]))
+        features, auxiliary = self._features(batch)
+        return Output(features, self.head(features["high"]), auxiliary)
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """The named BEV maps (B, C, Y, X) without the head: all that a teacher has to compute (see `batch.Output`)."""
+        return self._features(batch)[0]
+
+    def _features(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The named BEV maps, and what the camera branch's own loss reads."""
         features: dict[str, Tensor] = {}
+        auxiliary: dict[str, Tensor] = {}
         if self.lidar is not None:
             features["lidar_bev"] = self.lidar(batch.points)
         if self.camera is not None:
-            features["camera_bev"] = self.camera(batch)
+            features["camera_bev"], auxiliary = self.camera(batch)
         if self.fusion is not None:
             maps = {"lidar": features["lidar_bev"], "camera": features["camera_bev"]}
             features["low"] = self.fusion(maps)
         else:
             features["low"] = next(iter(features.values()))
         features["high"] = self.bev_encoder(features["low"])
-        return features
+        return features, auxiliary
 
-    def loss(self, predictions, batch: Batch, positives: Tensor | None = None) -> dict[str, Tensor]:
-        """The head's loss terms; their sum is the task loss."""
-        return self.head.loss(predictions, batch.boxes, batch.labels, positives)
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell the parts that change with the epoch, counted from 0."""
+        if self.camera is not None:
+            self.camera.begin_epoch(epoch)
+
+    @property
+    def normalisers(self) -> int:
+        """Length of `positives`."""
+        return self.head.normalisers + (self.camera.normalisers if self.camera is not None else 0)
 
     def positives(self, batch: Batch) -> Tensor:
         """Counts that normalise the loss; summed over the parts of a global batch they make every split of it equal."""
-        return self.head.positives(batch.boxes, batch.labels)
+        counts = self.head.positives(batch)
+        if self.camera is not None and self.camera.normalisers:
+            counts = torch.cat([counts, self.camera.positives(batch)])
+        return counts
+
+    def loss(self, output: Output, batch: Batch, positives: Tensor | None = None) -> dict[str, Tensor]:
+        """The loss terms of the head, and of the camera branch where the output holds what its own loss reads.
+
+        positives: the whole batch's over the number of parts, where this is one of them; default: this batch's own.
+        """
+        if positives is None:
+            positives = self.positives(batch).clamp(min=1)
+        own, camera = positives.split([self.head.normalisers, self.normalisers - self.head.normalisers])
+        terms = self.head.loss(output.predictions, batch, own)
+        if output.auxiliary:
+            terms = terms | self.camera.auxiliary_loss(output.auxiliary, batch, camera)
+        return terms
 
     @torch.no_grad()
     def detect(self, batch: Batch, *, bounds, settings: dict) -> list[Detections]:
@@ -99,7 +145,7 @@ def build(run: Run) -> BEVModel:
     widths = {name: part.out_channels for name, part in (("lidar", lidar), ("camera", camera)) if part is not None}
     fusion = build_fusion(run, widths, grid)
     low_channels = fusion.out_channels if fusion is not None else next(iter(widths.values()))
-    bev_encoder = SecondBackbone(in_channels=low_channels, **run.bev_encoder.model_dump())
+    bev_encoder = build_bev_encoder(run, low_channels)
     head = build_head(run, bev_encoder.out_channels, grid)
     return BEVModel(grid=grid, lidar=lidar, camera=camera, fusion=fusion, bev_encoder=bev_encoder, head=head)
 
@@ -125,23 +171,17 @@ def build_lidar(run: Run) -> SparseEncoder:
 
 def build_camera(run: Run) -> CameraBranch:
     """The camera branch."""
-    if "lidar" not in run.sensors:
-        raise InputError(f"{run.name}: a camera without LiDAR has no view transform yet; add lidar to its sensors.")
     camera = run.camera
     outputs = camera.backbone.outputs
     backbone = build_backbone(**camera.backbone.model_dump())
     widths = [camera.backbone.widths[index] for index in outputs]
-    encoder = ImageEncoder(backbone=backbone, widths=widths, channels=camera.neck_channels)
+    encoder = ImageEncoder(backbone=backbone, widths=widths, channels=camera.neck.channels)
     view = LiftSplat(
         in_channels=encoder.out_channels,
-        channels=camera.channels,
         bounds=run.bev.range,
-        z=camera.z,
-        depth=camera.depth,
-        step=camera.step,
         cell=run.bev.cell,
         stride=4 * 2 ** outputs[0],
-        depth_channels=camera.depth_channels,
+        **camera.view.model_dump(exclude={"kind"}),
     )
     return CameraBranch(encoder=encoder, view=view)
 
@@ -155,8 +195,13 @@ def build_fusion(run: Run, widths: dict[str, int], grid: BevGrid) -> nn.Module |
     return None
 
 
+def build_bev_encoder(run: Run, in_channels: int) -> nn.Module:
+    """What makes `high` of `low`."""
+    return SecondBackbone(in_channels=in_channels, **run.bev_encoder.model_dump(exclude={"kind"}))
+
+
 def build_head(run: Run, in_channels: int, grid: BevGrid) -> nn.Module:
-    """The detection head."""
+    """The head of the run's task."""
     kinds = {"centerpoint": CenterPointHead, "transfusion": TransFusionHead}
     settings = getattr(run, run.head).model_dump()
     gaussian = settings.pop("gaussian")

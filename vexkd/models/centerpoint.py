@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vexkd.batch import Detections
+from vexkd.batch import Batch, Detections
 from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
 from vexkd.models import heatmap
@@ -111,17 +111,16 @@ class CenterPointHead(nn.Module):
         sample, row, column, code = (torch.cat(column) for column in zip(*parts, strict=True))
         return Targets(torch.stack(heatmaps), sample, row, column, code)
 
-    def positives(self, boxes: list[Tensor], labels: list[Tensor]) -> Tensor:
+    def positives(self, batch: Batch) -> Tensor:
         """What the losses are divided by, before it is: per task the number of heatmap peaks, then of objects (2T,)."""
-        targets = self.targets(boxes, labels)
+        targets = self.targets(batch.boxes, batch.labels)
         peaks = [t.heatmap.eq(1).sum() for t in targets]
         return torch.stack(peaks + [torch.tensor(len(t.code), device=peaks[0].device) for t in targets]).float()
 
     def loss(
         self,
         predictions: list[dict[str, Tensor]],
-        boxes: list[Tensor],
-        labels: list[Tensor],
+        batch: Batch,
         positives: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Heatmap and box loss, each summed over tasks.
@@ -129,9 +128,9 @@ class CenterPointHead(nn.Module):
         `positives` replaces this batch's own counts, none below 1, where it is one part of a larger batch: the whole's
         counts over the number of parts.
         """
-        targets = self.targets(boxes, labels)
+        targets = self.targets(batch.boxes, batch.labels)
         if positives is None:
-            positives = self.positives(boxes, labels).clamp(min=1)
+            positives = self.positives(batch).clamp(min=1)
         peaks, objects = positives.chunk(2)
         heat, box = 0.0, 0.0
         for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from vexkd.batch import Detections
+from vexkd.batch import Batch, Detections
 from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
 from vexkd.models import heatmap
@@ -114,22 +114,22 @@ class TransFusionHead(nn.Module):
         drawn = [heatmap.draw(b, k, len(CLASSES), self.grid, **sizes) for b, k in zip(boxes, labels, strict=True)]
         return torch.stack(drawn)
 
-    def positives(self, boxes: list[Tensor], labels: list[Tensor]) -> Tensor:
+    def positives(self, batch: Batch) -> Tensor:
         """What the losses are divided by: heatmap peaks, and matched proposals (2,)."""
-        peaks = self.heatmap_targets(boxes, labels).eq(1).sum()
-        matched = sum(min(int(heatmap.cells_of(b, self.grid)[2].sum()), self.proposals) for b in boxes)
+        peaks = self.heatmap_targets(batch.boxes, batch.labels).eq(1).sum()
+        matched = sum(min(int(heatmap.cells_of(b, self.grid)[2].sum()), self.proposals) for b in batch.boxes)
         return torch.stack([peaks, torch.tensor(matched, device=peaks.device)]).float()
 
     def loss(
         self,
         predictions: dict[str, Any],
-        boxes: list[Tensor],
-        labels: list[Tensor],
+        batch: Batch,
         positives: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Heatmap, class and box loss; `positives` as in CenterPoint's head."""
+        boxes, labels = batch.boxes, batch.labels
         if positives is None:
-            positives = self.positives(boxes, labels).clamp(min=1)
+            positives = self.positives(batch).clamp(min=1)
         peaks, matched = positives
         target = self.heatmap_targets(boxes, labels)
         losses = {
