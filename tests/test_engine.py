@@ -124,7 +124,10 @@ def test_a_killed_run_resumes_bit_for_bit(desk):
 
 
 def test_a_distillation_resumes_bit_for_bit(desk, monkeypatch):
-    """The optimiser's moments, the masks and the random state included; the stop of the masks lies in between."""
+    """Optimiser, masks, random state and the moving average included; the stop of the masks lies in between."""
+    config = yaml.safe_load(desk.config("centerpoint-det-vexkd").read_text())
+    averaged = config["train"] | {"ema": {"decay": 0.9, "ramp": 5.0, "updates": 0}}
+    desk.config("centerpoint-det-vexkd", train=averaged)
     settings = params.parse(tiny_settings())
     teacher_run = settings.run("fusion-det")
     torch.manual_seed(1)
@@ -133,7 +136,7 @@ def test_a_distillation_resumes_bit_for_bit(desk, monkeypatch):
     undisturbed = desk.train("centerpoint-det-vexkd", out="undisturbed", teacher=teacher)
     stops = [2, 4]
 
-    def stop_at_each_once(self, seconds):
+    def stop_at_each_once(self):
         if stops and self.position.step == stops[0]:
             stops.pop(0)
             return True

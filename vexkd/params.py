@@ -30,6 +30,8 @@ ClassName = Literal[CLASSES]  # any one of them
 Kind = Literal["pretrained", "teachers", "students", "distilled"]
 KINDS: tuple[Kind, ...] = ("pretrained", "teachers", "students", "distilled")
 HEADS = ("centerpoint", "transfusion", "map")
+# The classes of map segmentation in BEVFusion's order; `divider` is road or lane divider.
+MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
 
 
 class Strict(BaseModel):
@@ -201,14 +203,32 @@ class MapHead(Strict):
         return BevGrid((-self.reach, -self.reach, 0.0, self.reach, self.reach, 0.0), self.cell)
 
 
+class Ema(Strict):
+    """The kept weights are a moving average (BEVDet); see `vexkd.engine.ema`."""
+
+    decay: float = Field(gt=0, lt=1)
+    ramp: float = Field(gt=0, description="updates after which the decay has come to 63 % of its value")
+    updates: int = Field(ge=0, description="updates that are counted as done at the start")
+
+
 class Schedule(Strict):
-    kind: Literal["one-cycle", "warmup-cosine"]
+    kind: Literal["one-cycle", "warmup-cosine", "step"]
     peak: float = Field(description="highest learning rate over `lr` (one-cycle)")
     rise: float = Field(description="share of the training in which lr rises and beta1 falls")
     final: float = Field(description="last learning rate over `lr`")
-    warmup: int = Field(description="iterations of linear warm-up (warmup-cosine)")
+    warmup: int = Field(description="iterations of linear warm-up (warmup-cosine, step)")
     warmup_from: float
     beta1: Pair = Field(description="Adam's beta1 at both ends and at its lowest")
+    milestones: list[int] | None = Field(
+        default=None, description="epochs, from 0, that begin with a smaller learning rate (step)"
+    )
+    gamma: float | None = Field(default=None, description="what each milestone multiplies the learning rate by (step)")
+
+    @model_validator(mode="after")
+    def _milestones_change_something(self) -> Schedule:
+        if self.milestones and self.gamma is None:
+            raise ValueError("milestones: they need gamma, by which each multiplies the learning rate; add it")
+        return self
 
 
 class Train(Strict):
@@ -221,6 +241,7 @@ class Train(Strict):
     precision: Literal["fp32", "bf16", "fp16"]
     sync_bn: bool
     schedule: Schedule
+    ema: Ema | None = None
 
 
 class Distill(Strict):
@@ -309,6 +330,9 @@ class Run(Strict):
                 raise ValueError(f"{name}: the run needs this block of settings; add it")
         if (self.task == "segmentation") != (self.head == "map"):
             raise ValueError("head: map belongs to the task segmentation, and to no other; mend head or task")
+        x0, y0, _, x1, y1, _ = self.bev.range
+        if self.map is not None and self.map.reach > min(-x0, -y0, x1, y1):
+            raise ValueError(f"map.reach: labels to {self.map.reach:g} m lie beyond bev.range; lower it or widen that")
         if self.task == "detection" and getattr(self.inference, self.head) is None:
             raise ValueError(f"inference.{self.head}: the run needs this block of settings; add it")
         return self
@@ -327,6 +351,7 @@ class Reported(Strict):
 
     mAP: float | None = None
     NDS: float | None = None
+    mIoU: float | None = None
     source: str
 
 
@@ -398,6 +423,7 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
     top = {key: raw.get(key) for key in ("root", "seeds", "synthetic")}
     named = {"tables": raw.get("tables") or {}, "reported": raw.get("reported") or {}}
     params = _validate(Params, {"path": path, **top, **named, "runs": runs, "raw": raw}, path)
+    _refuse_other_rasters(params)
     for table, names in params.tables.items():
         for name in names:
             if name not in params.runs:
@@ -501,8 +527,28 @@ def _merge(
     for layer in layers:
         _refuse_unknown(layer, _ROW_KEYS | _BLOCKS, path, where)
         merged = _overlay(merged, layer)
-    values = {"name": name, "kind": kind, **_relevant(merged, kind)}
+    teacher = rows[row["teacher"]][1] if row.get("teacher") else {}
+    values = {"name": name, "kind": kind, **_relevant(merged, kind, taught_maps=teacher.get("head") == "map")}
     return _validate(Run, values, path, where)
+
+
+def _refuse_other_rasters(params: Params) -> None:
+    """All runs read labels from the same map rasters, and a distilled run's teacher from the same grid."""
+    runs = [run for run in params.runs.values() if run.map is not None]
+    for run in runs:
+        for key in ("cell", "edges"):
+            first, own = getattr(runs[0].map, key), getattr(run.map, key)
+            if own != first:
+                raise InputError(
+                    f"{params.path}: {run.kind}.{run.name}.map.{key}: all runs share one set of map rasters, but this asks "
+                    f"for {own} and {runs[0].name} for {first}; make them equal."
+                )
+        teacher = params.runs[run.teacher].map if run.teacher else None
+        if teacher is not None and teacher.reach != run.map.reach:
+            raise InputError(
+                f"{params.path}: {run.kind}.{run.name}.map.reach: student and teacher {run.teacher} must be taught the "
+                "same labels; make their map.reach equal."
+            )
 
 
 def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -516,18 +562,22 @@ def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _relevant(merged: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    """Without the blocks that cannot change this run, so that changing one of them does not retrain it."""
+def _relevant(merged: dict[str, Any], kind: Kind, *, taught_maps: bool) -> dict[str, Any]:
+    """Without the blocks that cannot change this run, so that changing one of them does not retrain it.
+
+    taught_maps: its teacher segments maps, so that its batches hold their labels too.
+    """
     sensors, head, fusion = merged.get("sensors") or [], merged.get("head"), merged.get("fusion")
     unused = set()
     unused |= set() if "lidar" in sensors else {"lidar"}
     unused |= set() if "camera" in sensors else {"camera", "image_augment"}
     unused |= {"paste"} if "camera" in sensors or kind == "distilled" else set()  # images do not hold pasted objects
+    unused |= {"paste"} if merged.get("task") == "segmentation" else set()  # as published: they would hide the ground
     pasted = merged.get("paste")
     unused |= {"paste"} if isinstance(pasted, dict) and pasted.get("counts") == {} else set()
     unused |= {"mgfm", "conv_fuser"} - {"mgfm" if fusion == "mgfm" else "conv_fuser" if fusion == "conv" else ""}
     other_heads = {name for name in HEADS if name != head}
-    unused |= other_heads
+    unused |= other_heads - ({"map"} if taught_maps else set())
     unused |= set() if kind == "distilled" else {"distill"}
     kept = {key: value for key, value in merged.items() if key not in unused}
     if isinstance(kept.get("inference"), dict):

@@ -136,23 +136,26 @@ def save_state(
     scaler: dict[str, Any] | None,
     position: dict[str, Any],
     random: dict[str, Tensor],
+    average: dict[str, Tensor],
 ) -> None:
     """Write everything a resumed run needs to go on as if nothing had happened.
 
-    random: the states of the random generators by name, (processes, bytes); see `seeding.random_state`.
+    random: the states of the random generators by name, (processes, bytes); see `seeding.random_state`. average: the
+    state of the moving average of the weights, empty where there is none.
     """
     tensors = {f"task.{k}": v for k, v in task.state_dict().items() if not k.startswith("teacher.")}
     names = _parameter_names(task, optimiser)
     for parameter, moments in optimiser.state.items():
         tensors |= {f"optimiser.{names[parameter]}.{k}": torch.as_tensor(v) for k, v in moments.items()}
     tensors |= {f"random.{k}": v for k, v in random.items()}
+    tensors |= {f"average.{k}": v for k, v in average.items()}
     _save(path, tensors, {"position": json.dumps(position), "scaler": json.dumps(scaler)})
 
 
 def load_state(
     path: Path, *, task: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor]]:
-    """Put a saved state back into task and optimiser; returns its position, gradient scaler and random states."""
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor], dict[str, Tensor]]:
+    """Put a saved state back into task and optimiser; returns its position, gradient scaler, random states and average."""
     tensors = read_tensors(path)
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
@@ -166,7 +169,8 @@ def load_state(
             optimiser.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
             }
-    return json.loads(metadata["position"]), json.loads(metadata["scaler"]), _under(tensors, "random.")
+    position, scaler = json.loads(metadata["position"]), json.loads(metadata["scaler"])
+    return position, scaler, _under(tensors, "random."), _under(tensors, "average.")
 
 
 @contextlib.contextmanager

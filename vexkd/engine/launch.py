@@ -3,6 +3,8 @@
 torchrun itself ends with status 1 whatever its processes ended with, and dies of SIGUSR1, leaving them behind. Here the
 status is 0 where the work is done, 75 where the run saved its state and stopped (the same command goes on), 2 for bad
 input, 128 + n where a process died of signal n, and 1 otherwise.
+
+With `--srun` in front it is one of the tasks that srun started, one a node: they meet at the first node.
 """
 
 from __future__ import annotations
@@ -10,17 +12,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 STOPPED = 75
+# Where the nodes of a job meet: a port of its own among these, so that a retry, another job, finds a free one.
+PORTS = range(20000, 30000)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run torchrun; returns the status of the whole job."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--srun"]:
+        arguments = [*meeting(os.environ), *arguments[1:]]
     # SIGUSR1, with which schedulers announce the end, is passed on as the SIGTERM that torchrun passes to its processes.
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
@@ -38,6 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"vexkd: {reason(codes)}; the same command goes on from the last saved state.", file=sys.stderr)
         return status
     return 0
+
+
+def meeting(step: Mapping[str, str]) -> list[str]:
+    """torchrun's options for one task of a job step, from the step's variables (srun(1)).
+
+    The rendezvous is a fixed one: nodes are numbered by Slurm, none may join later. Its address is that from which srun
+    started the step: the first node's, as the batch script runs there.
+    """
+    port = PORTS[int(step["SLURM_JOB_ID"]) % len(PORTS)]
+    place = {"node_rank": step["SLURM_NODEID"], "master_addr": step["SLURM_LAUNCH_NODE_IPADDR"], "master_port": port}
+    options = {"nnodes": step["SLURM_STEP_NUM_NODES"], **place, "rdzv_id": step["SLURM_JOB_ID"]}
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def job_status(codes: Iterable[int]) -> int:

@@ -1,4 +1,4 @@
-"""AdamW and the two learning-rate schedules of the published recipes, as functions of the step."""
+"""AdamW and the learning-rate schedules of the published recipes, as functions of the step."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ def optimiser(module: nn.Module, train: Train) -> torch.optim.AdamW:
 
 def apply_schedule(optimiser: torch.optim.Optimizer, train: Train, step: int, total: int) -> float:
     """Set learning rate and beta1 for optimiser step `step` of `total`; returns the learning rate of unscaled groups."""
-    factor, beta1 = factors(train.schedule, step, total)
+    factor, beta1 = factors(train.schedule, step, total, epochs=train.epochs)
     for group in optimiser.param_groups:
         group["lr"] = train.lr * factor * group["scale"]
         group["betas"] = (beta1, group["betas"][1])
     return train.lr * factor
 
 
-def factors(schedule: Schedule, step: int, total: int) -> tuple[float, float]:
-    """Learning rate over `lr`, and beta1, at one step.
+def factors(schedule: Schedule, step: int, total: int, *, epochs: int = 1) -> tuple[float, float]:
+    """Learning rate over `lr`, and beta1, at one step of `total`, which make `epochs`.
 
-    one-cycle: cosine from 1 up to `peak` over the share `rise`, then cosine down to `final`. warmup-cosine: linear from
-    `warmup_from` to 1 over `warmup` steps, on a cosine from 1 to `final`. In both, beta1 falls and rises on cosines with
-    the same turning point: the ratio reading 0.9 -> 0.805 -> 0.9 of the published momentum schedule, whose configuration
+    one-cycle: cosine from 1 up to `peak` over the share `rise`, then cosine down to `final`. warmup-cosine: on a cosine
+    from 1 to `final`. step: 1, times `gamma` from the first step of each of the epochs `milestones` on. The latter two
+    rise linearly from `warmup_from` of that over `warmup` steps. In all, beta1 falls and rises on cosines with the turning
+    point of one-cycle: the ratio reading 0.9 -> 0.805 -> 0.9 of the published momentum schedule, whose configuration
     files end at beta1 = 1.0 under the absolute reading.
     """
     turn = max(1, round(schedule.rise * total))
@@ -52,7 +53,11 @@ def factors(schedule: Schedule, step: int, total: int) -> tuple[float, float]:
         if step < turn:
             return cosine(1.0, schedule.peak, step / turn), beta1
         return cosine(schedule.peak, schedule.final, (step - turn) / max(1, total - turn)), beta1
-    factor = cosine(1.0, schedule.final, step / max(1, total))
+    if schedule.kind == "step":
+        passed = sum(step * epochs >= milestone * total for milestone in schedule.milestones or [])
+        factor = schedule.gamma**passed if passed else 1.0
+    else:
+        factor = cosine(1.0, schedule.final, step / max(1, total))
     if step < schedule.warmup:
         factor *= schedule.warmup_from + (1 - schedule.warmup_from) * step / schedule.warmup
     return factor, beta1

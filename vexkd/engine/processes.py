@@ -9,8 +9,10 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -76,9 +78,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self.began = time.monotonic()
 
     def listen(self) -> StopRequest:
         """From now on; a process of torchrun's also hears of the death of its launcher, so that none is left behind."""
+        self.began = _process_start()
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._ask)
         if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
@@ -87,6 +91,16 @@ class StopRequest:
 
     def _ask(self, _number: int, _frame: Any) -> None:
         self.asked = True
+
+
+def _process_start() -> float:
+    """When this process started, by `time.monotonic`: deadlines count the imports too. Now, where the kernel doesn't say."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return time.monotonic()
+    return time.monotonic() - age
 
 
 def anywhere(accelerator: Accelerator, *flags: bool) -> list[bool]:

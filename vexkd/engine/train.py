@@ -26,6 +26,7 @@ from vexkd import provenance
 from vexkd.batch import Batch
 from vexkd.data.dataset import EpochSampler, NuScenesDataset, epoch_order, loader
 from vexkd.engine import checkpoint, optim, processes
+from vexkd.engine.ema import MovingAverage
 from vexkd.engine.lock import Lock
 from vexkd.engine.processes import StopRequest
 from vexkd.engine.seeding import random_state, restore_random_state
@@ -110,6 +111,7 @@ class Trainer:
             processes.synchronise_batch_norm(task)
         self.bare = task.to(accelerator.device)
         self.optimiser = optim.optimiser(task, run.train)
+        self.average = MovingAverage(task.model, run.train.ema) if run.train.ema else None
         self.position = Position()
         self.resumed = self._resume() if state.is_file() else ""
         self._check_position()
@@ -118,7 +120,7 @@ class Trainer:
         self.total = self.steps_per_epoch * run.train.epochs
 
     def fit(self) -> Position:
-        """Train from the present position to the end."""
+        """Train from the present position to the end; where a moving average is asked for, the model ends as that."""
         started, saved = time.monotonic(), time.monotonic()
         before = self.position.seconds
         self._say(f"{self.run.name} seed {self.seed}: {self.total} steps on {self._devices()}{self.resumed}")
@@ -139,7 +141,7 @@ class Trainer:
                 due = time.monotonic() - saved > 60 * self.pace.checkpoint_minutes
                 stop, save = processes.anywhere(
                     self.accelerator,
-                    self._should_stop(time.monotonic() - started),
+                    self._should_stop(),
                     due and self.position.step < self.total,
                 )
                 if stop or save:
@@ -150,6 +152,8 @@ class Trainer:
                         f"{self.run.name}: stopped after step {self.position.step} of {self.total}, state saved."
                     )
         progress.close()
+        if self.average is not None:
+            self.bare.model.load_state_dict(self.average.tensors)
         return self.position
 
     def _epoch(self, epoch: int) -> Iterator[list[Batch]]:
@@ -197,6 +201,8 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(trainable, self.run.train.clip)
         self.stepper.step()
         self.stepper.zero_grad()
+        if self.average is not None:
+            self.average.update(self.bare.model)
         loss = sum(row[name] for name in terms)
         return {"step": self.position.step, "epoch": epoch, "lr": rate, "loss": loss, "gradient": float(norm), **row}
 
@@ -242,9 +248,9 @@ class Trainer:
         count = self.accelerator.num_processes
         return f"{self.accelerator.device}" + (f", {count} processes" if count > 1 else "")
 
-    def _should_stop(self, seconds: float) -> bool:
-        """Whether this process wants the run to stop here; all stop if one does."""
-        late = self.pace.max_seconds is not None and seconds > self.pace.max_seconds
+    def _should_stop(self) -> bool:
+        """Whether this process wants the run to stop here; all stop if one does. The deadline counts from its start."""
+        late = self.pace.max_seconds is not None and time.monotonic() - self.stop.began > self.pace.max_seconds
         return (self.stop.asked or late) and self.position.step < self.total
 
     def _save(self) -> None:
@@ -262,11 +268,14 @@ class Trainer:
             scaler=scaler,
             position=vars(self.position),
             random=random,
+            average=self.average.state() if self.average is not None else {},
         )
 
     def _resume(self) -> str:
         """Go back to the saved state; returns what to say about it."""
-        position, scaler, random = checkpoint.load_state(self.state, task=self.bare, optimiser=self.optimiser)
+        position, scaler, random, average = checkpoint.load_state(self.state, task=self.bare, optimiser=self.optimiser)
+        if self.average is not None:
+            self.average.restore(average)
         self.position = Position(**position)
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
