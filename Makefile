@@ -1,5 +1,5 @@
 # Everything a fresh machine needs: Python 3.11 or 3.12, gcc, git, make. `make help` lists the targets.
-.PHONY: help env demo clean-demo test test-all lint readme seal
+.PHONY: help env demo clean-demo test test-all trial lint readme seal
 .DEFAULT_GOAL := help
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p && break; done)
@@ -35,6 +35,10 @@ test: env  ## the tests, without the slowest
 test-all: env  ## all tests
 	@python -m pytest -q -n 2 --dist loadfile
 
+MINUTES ?= 15
+trial: env  ## the workflow on a Slurm cluster of its own (root), disturbed at random for MINUTES=15
+	@python tests/slurm/trial.py --install --minutes $(MINUTES)
+
 lint: env  ## style of Python and Snakemake files
 	@ruff check .
 	@ruff format --check .
@@ -45,4 +49,4 @@ readme: env  ## write the numbers of the README from the results
 	@vexkd readme
 
 seal: env  ## record what a plain Snakemake run made, if it is what params.yaml asks for
-	@vexkd check --all && dvc commit -f -q
+	@vexkd check --all && python workflow/scripts/stage.py seal && dvc commit -f -q

@@ -78,6 +78,7 @@ def tiny_settings() -> dict:
     raw["centerpoint"] |= {"shared_channels": 8, "branch_channels": 8}
     raw["transfusion"] |= {"channels": 16, "proposals": 20, "heads": 2, "ffn": 16}
     raw["distill"] |= {"mask_blocks": 1, "mask_heads": 2, "mask_ffn": 16, "stop_mask_epoch": 1}
+    raw["map"] |= {"reach": 24.0, "cell": 1.0}
     raw["train"] |= {"epochs": 2, "batch": 1}
     for row in [*raw["teachers"].values(), *raw["students"].values()]:
         row["train"] = {**row.get("train", {}), "epochs": 2}

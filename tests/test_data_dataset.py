@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_data_tiny import VERSION, real_keyframe, write
+from test_data_tiny import KEY, POST, START, VERSION, ego_pose, real_keyframe, sensors, write
 
 from vexkd import boxes as box_tools
 from vexkd import geometry
 from vexkd.data import dataset as data
 from vexkd.data import infos as info_tools
-from vexkd.data import paste
+from vexkd.data import paste, tables
 from vexkd.data.augment import BevAugmentation, ImageAugmentation
 from vexkd.errors import InputError
 
@@ -128,6 +128,66 @@ def test_augmented_chain_projects_as_the_plain_one(built, epoch):
     np.testing.assert_allclose(original_pixel(drawn), original_pixel(plain), atol=1e-3)
     assert not torch.equal(plain.lidar_augment, drawn.lidar_augment)
     assert not torch.equal(plain.image_augment, drawn.image_augment)
+
+
+def test_history_adds_images_and_changes_no_draw(built):
+    """Nothing but the camera's tensors grows; their first six are those of the same sample without history."""
+    cameras = ("images", "intrinsics", "camera_from_lidar", "image_augment")
+    plain, longer = _dataset(built)[(4, 2)], _dataset(built, history=2)[(4, 2)]
+    assert longer.images.shape == (18, 3, 16, 32)
+    assert longer.intrinsics.shape == longer.image_augment.shape == (18, 3, 3)
+    assert longer.camera_from_lidar.shape == (18, 4, 4)
+    for name in cameras:
+        assert torch.equal(getattr(longer, name)[:6], getattr(plain, name)), name
+    rest = {name: None for name in cameras}
+    assert _equal(dataclasses.replace(longer, **rest), dataclasses.replace(plain, **rest))
+    for back in (1, 2):
+        window = slice(6 * back, 6 * back + 6)
+        assert torch.equal(longer.image_augment[window], plain.image_augment), "one draw a camera, for all frames"
+        assert not torch.equal(longer.camera_from_lidar[window], plain.camera_from_lidar)
+
+
+def test_history_reads_the_images_of_the_earlier_keyframes(built):
+    dataset = _dataset(built, training=False, history=2)
+    own = [_dataset(built, training=False)[i].images for i in range(3)]
+    assert torch.equal(dataset[2].images, torch.cat([own[2], own[1], own[0]]))
+
+
+def test_history_at_the_start_of_a_scene_is_the_keyframe_itself(built):
+    """As in BEVDet4D; the second scene, which has one keyframe, does not look into the first."""
+    infos = info_tools.load(built / "infos")
+    tokens = [keyframe.token for keyframe in infos]
+    assert tokens == ["scene-0061-0", "scene-0061-1", "scene-0061-2", "scene-0103-0"]
+    assert [k.token for k in infos.history(2, 3)] == ["scene-0061-1", "scene-0061-0", "scene-0061-2"]
+    assert [k.token for k in infos.history(0, 2)] == ["scene-0061-0"] * 2
+    assert [k.token for k in infos.history(3, 2)] == ["scene-0103-0"] * 2
+    assert infos.history(2, 0) == []
+    alone = _dataset(built, infos=infos.subset("mini_val"), training=False, history=1)[0]
+    assert alone.token == "scene-0103-0"
+    assert torch.equal(alone.images[:6], alone.images[6:])
+    torch.testing.assert_close(alone.camera_from_lidar[6:], alone.camera_from_lidar[:6], rtol=0, atol=1e-5)
+
+
+@settings(max_examples=8, deadline=None)
+@given(epoch=st.integers(0, 10**6))
+def test_a_static_point_seen_by_the_past_cameras(built, epoch):
+    """The post, taken from the augmented current cloud, falls into each past image where the car's own path puts it.
+
+    The truth goes from the map through the pose of the car at that camera's exposure, 7 ms before its keyframe.
+    """
+    sample = _dataset(built, history=2)[(epoch, 2)]
+    post = sample.points[(sample.points[:, 3] == 255) & (sample.points[:, 4] == 0), :3].double().numpy()
+    post = geometry.move(geometry.inverse(sample.lidar_augment.double().numpy()), post)
+    for back in (0, 1, 2):
+        global_from_ego = geometry.rigid(*ego_pose(START + (2 - back) * KEY - 7_000))
+        for camera, channel in enumerate(tables.CAMERAS):
+            rotation, translation = sensors()[channel]
+            global_from_camera = global_from_ego @ geometry.rigid(rotation.elements, translation)
+            wanted = geometry.move(geometry.inverse(global_from_camera), POST[None])[0]
+            row = 6 * back + camera
+            found = geometry.move(sample.camera_from_lidar[row].double().numpy(), post)[0]
+            np.testing.assert_allclose(found, wanted, atol=2e-4, err_msg=f"{channel}, {back} frames back")
+            assert torch.equal(sample.intrinsics[row], sample.intrinsics[camera])
 
 
 def test_range_filter_drops_points_and_boxes(built):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from vexkd.data import images as image_tools
-from vexkd.data.augment import BevAugmentation, ImageAugmentation
+from vexkd.data.augment import BevAugmentation, ColourAugmentation, GridMaskAugmentation, ImageAugmentation
+from vexkd.data.images import Colours
 from vexkd.errors import InputError
 
 WIDTH, HEIGHT = 400, 226
@@ -125,3 +128,89 @@ def test_bev_draws_are_similarities_in_their_ranges():
     unit = matrices[:, :3, :3] / scales[:, None, None]
     np.testing.assert_allclose(unit @ unit.transpose(0, 2, 1), np.tile(np.eye(3), (300, 1, 1)), atol=1e-12)
     assert np.abs(np.arctan2(unit[:, 1, 0], unit[:, 1, 1])).max() <= 0.3
+
+
+def test_colours_are_the_standard_librarys():
+    """Hue, saturation and value of a thousand colours against colorsys, there and back, and with both changed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 10, 100)).astype(np.float32)
+    hue, saturation, value = image_tools.hue_saturation_value(pixels)
+    colours = [colorsys.rgb_to_hsv(*pixel / 255) for pixel in pixels.reshape(3, -1).T]
+    expected = np.array(colours).T.reshape(3, 10, 100)
+    assert np.abs((hue / 360 - expected[0] + 0.5) % 1 - 0.5).max() < 1e-4
+    np.testing.assert_allclose(saturation, expected[1], atol=1e-5)
+    np.testing.assert_allclose(value / 255, expected[2], atol=1e-5)
+    np.testing.assert_allclose(image_tools.from_hue_saturation_value(hue, saturation, value), pixels, atol=0.01)
+    changed = image_tools.distort(pixels.astype(np.uint8), Colours(hue=-17.0, saturation=0.7))
+    for found, (h, s, v) in zip(changed.reshape(3, -1).T, colours, strict=True):
+        np.testing.assert_allclose(found / 255, colorsys.hsv_to_rgb((h - 17 / 360) % 1, 0.7 * s, v), atol=1e-3)
+
+
+def test_grey_has_no_hue_to_change():
+    grey = np.full((3, 1, 2), 77, np.uint8)
+    np.testing.assert_allclose(image_tools.distort(grey, Colours(hue=90.0, saturation=1.5)), 77, atol=1e-3)
+
+
+def test_distortion_by_hand():
+    """Brightness, then contrast first or last, then the channels; nothing is clipped; no change is no change."""
+    pixels = np.array([10, 100, 250], np.uint8).reshape(3, 1, 1)
+    found = image_tools.distort(pixels, Colours(brightness=20, contrast=1.5, channels=(2, 0, 1)))
+    np.testing.assert_allclose(found.flatten(), [270 * 1.5, 30 * 1.5, 120 * 1.5])
+    np.testing.assert_array_equal(image_tools.distort(pixels, Colours()), pixels)
+    late = image_tools.distort(pixels, Colours(contrast=0.5, contrast_first=False, saturation=0.0))
+    np.testing.assert_allclose(late.flatten(), 125, atol=1e-3)
+    image = Image.new("RGB", (1, 1), (10, 100, 250))
+    normal = image_tools.normalise(image, Colours(brightness=-10.0))
+    np.testing.assert_allclose(
+        normal[:, 0, 0], [-123.675 / 58.395, (90 - 116.28) / 57.12, (240 - 103.53) / 57.375], rtol=1e-5
+    )
+
+
+def test_colour_draws_use_each_part_on_half_of_the_images():
+    draws = [ColourAugmentation().draw(np.random.default_rng(i)) for i in range(400)]
+    assert max(abs(d.brightness) for d in draws) > 28
+    assert all(abs(d.brightness) <= 32 and abs(d.hue) <= 18 for d in draws)
+    assert all(0.5 <= d.contrast <= 1.5 and 0.5 <= d.saturation <= 1.5 for d in draws)
+    shares = [
+        [d.brightness != 0 for d in draws],
+        [d.contrast != 1 for d in draws],
+        [d.saturation != 1 for d in draws],
+        [d.hue != 0 for d in draws],
+        [d.contrast_first for d in draws],
+    ]
+    assert all(0.4 < np.mean(share) < 0.6 for share in shares)
+    assert all(sorted(d.channels) == [0, 1, 2] for d in draws)
+    assert (
+        0.3 < np.mean([d.channels != (0, 1, 2) for d in draws]) < 0.55
+    )  # half of them, a sixth of which changes nothing
+
+
+def test_what_is_off_draws_nothing():
+    """Settings of before give the draws of before, number for number."""
+    rng, again = np.random.default_rng(3), np.random.default_rng(3)
+    draw = ImageAugmentation().draw(rng)
+    assert ImageAugmentation().draw_mask(rng, (90, 160)) is None
+    assert draw.colours is None
+    for _ in range(5):  # resize, across, bottom, flip, rotation
+        again.random()
+    assert rng.random() == again.random()
+
+
+def test_grid_mask_by_hand():
+    """Period 4, half of it stays: canvas 12 x 18 for an image of 8 x 12, so the image begins at (2, 3) of it."""
+    mask = image_tools.grid_mask((8, 12), period=4, row=1, column=3, ratio=0.5)
+    rows = {r for start in (1, 5, 9) for r in (start, start + 1)}
+    columns = {c for start in (3, 7, 11, 15) for c in (start, start + 1)}
+    for row in range(8):
+        for column in range(12):
+            assert mask[row, column] == float(row + 2 in rows or column + 3 in columns)
+
+
+def test_grid_masks_leave_three_quarters():
+    augmentation = ImageAugmentation(mask=GridMaskAugmentation(probability=0.7, ratio=0.5))
+    masks = [augmentation.draw_mask(np.random.default_rng(i), (64, 112)) for i in range(400)]
+    drawn = [mask for mask in masks if mask is not None]
+    assert 0.64 < len(drawn) / len(masks) < 0.76
+    assert all(mask.shape == (64, 112) and set(np.unique(mask)) <= {0.0, 1.0} for mask in drawn)
+    assert 0.6 < np.mean([mask.mean() for mask in drawn]) < 0.85
+    always = ImageAugmentation(mask=GridMaskAugmentation(probability=1.0, ratio=0.5))
+    assert all(always.draw_mask(np.random.default_rng(i), (9, 16)) is not None for i in range(50))

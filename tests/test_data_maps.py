@@ -19,11 +19,11 @@ from vexkd.data import infos as info_tools
 from vexkd.data import maps
 from vexkd.data.augment import BevAugmentation
 from vexkd.errors import InputError
-from vexkd.geometry import BevGrid
+from vexkd.geometry import BevGrid, needed_reach
 
 GRID = BevGrid((-50.0, -50.0, -5.0, 50.0, 50.0, 3.0), 0.5)
 AUGMENT = BevAugmentation(rotation=np.pi / 4, scale=(0.9, 1.1), translation=0.5, flip_x=0.5, flip_y=0.5)
-REACH = maps.needed_reach(GRID.bounds, rotation=np.pi / 4, scale=(0.9, 1.1), translation=0.5)
+REACH = needed_reach(GRID.bounds, rotation=np.pi / 4, scale=(0.9, 1.1), translation=0.5)
 PLACE = "singapore-onenorth"
 INDEX = {name: number for number, name in enumerate(maps.CLASSES)}
 NORTH = np.eye(4)  # a LiDAR at (100, 200) of the map whose y axis looks along the map's y
@@ -259,18 +259,18 @@ def test_needed_reach_suffices(angle, scale, shift, flips, half):
     shift = np.diag(flips) @ shift
     corners = np.array([[x * half[0], y * half[1]] for x in (-1, 1) for y in (-1, 1)])
     bounds = (-half[0], -half[1], -5.0, half[0], half[1], 3.0)
-    reach = maps.needed_reach(bounds, rotation=np.pi / 4, scale=(0.9, 1.1), translation=0.5, sigmas=6.0)
+    reach = needed_reach(bounds, rotation=np.pi / 4, scale=(0.9, 1.1), translation=0.5, sigmas=6.0)
     assert np.abs((corners - shift) @ lidar_from_augmented.T).max() <= reach + 1e-9
 
 
 def test_needed_reach_by_hand():
-    assert maps.needed_reach(GRID.bounds) == pytest.approx(50.0)
-    assert maps.needed_reach(GRID.bounds, rotation=np.pi / 4) == pytest.approx(50 * np.sqrt(2))
-    assert maps.needed_reach(GRID.bounds, rotation=np.pi) == pytest.approx(50 * np.sqrt(2))
-    assert maps.needed_reach(GRID.bounds, scale=(0.5, 2.0), translation=1.0, sigmas=5.0) == pytest.approx(110.0)
+    assert needed_reach(GRID.bounds) == pytest.approx(50.0)
+    assert needed_reach(GRID.bounds, rotation=np.pi / 4) == pytest.approx(50 * np.sqrt(2))
+    assert needed_reach(GRID.bounds, rotation=np.pi) == pytest.approx(50 * np.sqrt(2))
+    assert needed_reach(GRID.bounds, scale=(0.5, 2.0), translation=1.0, sigmas=5.0) == pytest.approx(110.0)
     wide = (-40.0, -30.0, -5.0, 40.0, 30.0, 3.0)
-    assert maps.needed_reach(wide, rotation=np.pi / 6) == pytest.approx(40 * np.cos(np.pi / 6) + 30 * np.sin(np.pi / 6))
-    assert maps.needed_reach(wide, rotation=np.pi / 4) == pytest.approx(50.0), "the far corner passes the x axis"
+    assert needed_reach(wide, rotation=np.pi / 6) == pytest.approx(40 * np.cos(np.pi / 6) + 30 * np.sin(np.pi / 6))
+    assert needed_reach(wide, rotation=np.pi / 4) == pytest.approx(50.0), "the far corner passes the x axis"
 
 
 # ---- files

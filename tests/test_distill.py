@@ -127,7 +127,7 @@ def test_who_learns_from_what(lesson):
 
 def test_summed_coupling_moves_both(lesson):
     task, batch = lesson
-    task.detached = False
+    task.method.detached = False
     terms, _ = task(batch, task.positives(batch))
     terms["distill.high"].backward()
     assert gradients(task.student)

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from vexkd.data.map_predictions import THRESHOLDS, levels, pack, unpack
 from vexkd.errors import InputError
 from vexkd.evaluate import segmentation
-from vexkd.evaluate.segmentation import THRESHOLDS, Accumulator, levels, pack, score, unpack
+from vexkd.evaluate.segmentation import Accumulator, score
 
 SHAPE = (6, 20, 30)
 

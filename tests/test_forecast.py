@@ -131,6 +131,19 @@ def test_time_limits_have_a_margin_and_are_round(seconds, limit):
     assert cost.slurm_time(cost.limit_minutes(seconds)) == limit
 
 
+def test_the_printed_limit_is_what_a_profile_takes(paper):
+    """Minutes, as Snakemake reads `runtime`; what the rule hands to the training before the deadline is enough."""
+    long = replace(MEASURED, seconds=3.0)
+    names = ["lidar-pretrain"]
+    found = cost.forecast(paper, probe_of(paper, lidar_pretrain=long), names, [], counter=cost.Counter(paper))
+    priced = found.costs["lidar-pretrain"]
+    minutes, slurm = cost.run_cells(found)[1][0][-1].rstrip(")").split(" (")
+    days, hours, half, _ = (int(part) for part in slurm.replace("-", ":").split(":"))
+    assert int(minutes) == days * 1440 + hours * 60 + half
+    assert f"`runtime: {minutes}`" in "".join(cost.notes(found))
+    assert int(minutes) * 60 - 600 > priced.train_hours * 3600
+
+
 def test_a_table_needs_starts_teachers_and_students_once(paper):
     assert cost.needed(paper, ["centerpoint-det-vexkd"]) == [
         "lidar-pretrain",
@@ -280,6 +293,36 @@ def test_masks_are_measured_learning_and_frozen(settings, monkeypatch):
     assert (taught.seconds, taught.frozen_seconds, taught.step_seconds, taught.predict_seconds) == (0.4, 0.25, 0.1, 0.1)
 
 
+def test_map_segmentation_and_camera_teachers_are_measured_without_data(settings):
+    """Made-up batches hold what such runs read: labels on their own grid, the teacher's images, points for both."""
+    raw = tiny_settings()
+    raw["students"]["lidar-map"] = {"task": "segmentation", "sensors": ["lidar"], "head": "map"}
+    changed = params.parse(raw)
+    names = ["lidar-map", "fusion-conv-det"]
+    probe = forecast.measure(changed, names, device="cpu", tell=lambda _: None)
+    counter = cost.Counter(changed)
+    found = cost.forecast(changed, probe, names, [], counter=counter)
+    assert all(priced.train_hours > 0 and not priced.trouble for priced in found.costs.values())
+    run, taught = changed.run("lidar-map"), changed.run("centerpoint-det-vexkd")
+    sample = next(forecast._MadeUpSamples(changed, run).training)
+    assert (tuple(sample.maps.shape), sample.images) == ((6, *run.map.grid.shape), None)
+    assert set(sample.maps.unique().tolist()) == {0, 1}
+    source = forecast._MadeUpSamples(changed, taught)
+    assert next(source.training).images.shape[0] == 6
+    assert next(source.validation).images is None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/probes").glob("*.json")), ids=lambda path: path.stem)
+def test_stored_probes_answer_for_the_demo(path):
+    demo, probe = params.load(ROOT / "demo/params.yaml"), cost.load_probe(path)
+    again = f"vexkd forecast --params demo/params.yaml --save-probe {path.relative_to(ROOT)}"
+    absent = [run.name for run in demo.runs.values() if cost.cost_key(demo, run) not in probe.models]
+    assert not absent, f"{', '.join(absent)}: measure again on that hardware: {again}"
+    found = cost.forecast(demo, probe, list(demo.runs), list(demo.tables), counter=cost.Counter(demo), budget=500.0)
+    assert [verdict.table for verdict in found.verdicts] == list(demo.tables)
+    assert all(verdict.fits for verdict in found.verdicts)
+
+
 def test_a_probe_is_stored_and_read_back(measured, tmp_path):
     settings, probe = measured
     probe.save(tmp_path / "probe.json")
@@ -364,7 +407,8 @@ def test_the_verb_prints_aligned_markdown_and_writes_json(verb):
     assert "no, +" in tables[1][2]
     assert "25% and 10 minutes" in out
     values = json.loads(Path("cost.json").read_text())
-    assert set(values["runs"]) == set(params.load(Path("params.yaml")).runs)
+    settings = params.load(Path("params.yaml"))
+    assert list(values["runs"]) == cost.needed(settings, settings.table("main"))
     assert values["tables"]["main"]["device_hours"] == pytest.approx(values["total"]["device_hours"])
     assert values["within_budget"][0]["fits"] is False
 

@@ -2,8 +2,11 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from shapely import affinity
+from shapely.geometry import Polygon
 
 from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
@@ -172,3 +175,116 @@ def test_transfusion_finds_no_border_peak_but_for_the_small_classes():
     _, label, cell = head._propose(logits)
     assert label[0, :2].tolist() == [CLASSES.index("pedestrian"), CLASSES.index("bus")]
     assert cell[0, :2].tolist() == [9, 20 * 40 + 20]
+
+
+# BEVDet dev2.1, in the order of CLASSES.
+SCALES = [1.0, 0.7, 0.7, 0.4, 0.55, 1.1, 1.0, 1.0, 1.5, 3.5]
+
+
+def predictions_of(
+    head: CenterPointHead, boxes: torch.Tensor, labels: torch.Tensor, scores: torch.Tensor
+) -> list[dict]:
+    """Raw maps of the head that hold exactly these boxes, each in a cell of its own."""
+    rows, columns = GRID.shape
+    maps = [
+        {name: torch.zeros(1, width, rows, columns) for name, width in centerpoint.BRANCHES.items()}
+        | {"heatmap": torch.full((1, len(task), rows, columns), -20.0)}
+        for task in head.labels
+    ]
+    exact, whole, _ = heatmap.cells_of(boxes, GRID)
+    codes = centerpoint.encode(boxes, exact - whole)
+    for code, (column, row), label, score in zip(codes, whole.tolist(), labels.tolist(), scores, strict=True):
+        task = next(i for i, own in enumerate(head.labels) if label in own)
+        maps[task]["heatmap"][0, head.labels[task].index(label), row, column] = torch.logit(score)
+        for name, part in zip(centerpoint.BRANCHES, code.split(list(centerpoint.BRANCHES.values())), strict=True):
+            maps[task][name][0, :, row, column] = part
+    return maps
+
+
+def outline(box: list[float], scale: float) -> Polygon:
+    """The box on the ground, its sides multiplied."""
+    x, y, _, l, w, _, yaw = box[:7]  # noqa: E741
+    a, b = l * scale / 2, w * scale / 2
+    flat = Polygon([(a, b), (-a, b), (-a, -b), (a, -b)])
+    return affinity.translate(affinity.rotate(flat, np.rad2deg(yaw), origin=(0, 0)), x, y)
+
+
+def kept_by_hand(boxes, labels, scores, scales, threshold) -> list[int]:
+    """Greedy suppression with shapely's areas, whatever the class."""
+    kept: list[int] = []
+    for i in np.argsort(-np.array(scores)):
+        mine = outline(boxes[i], scales[labels[i]])
+        others = [outline(boxes[j], scales[labels[j]]) for j in kept]
+        if all(mine.intersection(o).area / mine.union(o).area <= threshold for o in others):
+            kept.append(int(i))
+    return kept
+
+
+def crowd(classes: list[str], count: int = 60) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Boxes, each in a cell of its own, near enough to overlap; labels; scores without ties."""
+    generator = torch.Generator().manual_seed(3)
+    boxes = torch.rand(count, 9, generator=generator)
+    cells = torch.randperm(20 * 20, generator=generator)[:count]
+    boxes[:, 0] = (cells % 20 - 10 + 0.1 + 0.8 * boxes[:, 0]) * 0.6
+    boxes[:, 1] = (cells // 20 - 10 + 0.1 + 0.8 * boxes[:, 1]) * 0.6
+    boxes[:, 3:6] = 0.4 + 2.0 * boxes[:, 3:6]
+    boxes[:, 6] = 6 * boxes[:, 6] - 3
+    labels = torch.tensor([CLASSES.index(c) for c in classes])[
+        torch.randint(len(classes), (count,), generator=generator)
+    ]
+    return boxes, labels, torch.linspace(0.2, 0.9, count)[torch.randperm(count, generator=generator)]
+
+
+BOUNDS = (-20.0, -20.0, -10.0, 20.0, 20.0, 10.0)
+
+
+def test_scale_nms_against_brute_force():
+    """One task of ten classes, as dev2.1 has it: suppression across classes, boxes scaled by their class' factor."""
+    boxes, labels, scores = crowd(list(CLASSES))
+    head = centerpoint_head(tasks=[list(CLASSES)])
+    raw = predictions_of(head, boxes, labels, scores)
+    settings = {"top": 500, "score": 0.1, "threshold": 0.2, "radius": [4.0], "pre": 1000, "post": 500}
+    found = head.decode(raw, bounds=BOUNDS, nms="scale", scales=SCALES, **settings)[0]
+    kept = kept_by_hand(boxes.tolist(), labels.tolist(), scores.tolist(), SCALES, 0.2)
+    torch.testing.assert_close(found.scores, scores[kept], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.boxes, boxes[kept], rtol=1e-3, atol=1e-3)  # with their own sizes
+    assert torch.equal(found.labels, labels[kept])
+    plain = head.decode(raw, bounds=BOUNDS, nms="rotated", **settings)[0]
+    assert len(plain.scores) == len(kept_by_hand(boxes.tolist(), labels.tolist(), scores.tolist(), [1.0] * 10, 0.2))
+    assert len(plain.scores) != len(found.scores)
+
+
+def test_each_task_has_its_own_suppression():
+    """The first BEVDet: scaled and rotated with a threshold a task, circles for barriers."""
+    tasks = [["pedestrian", "traffic_cone"], ["barrier"]]
+    boxes, labels, scores = crowd(["pedestrian", "traffic_cone", "barrier"])
+    head = centerpoint_head(tasks=tasks)
+    scales = [1.0] * 8 + [4.5, 9.0]
+    found = head.decode(
+        predictions_of(head, boxes, labels, scores), bounds=BOUNDS, top=500, score=0.1, nms=["scale", "circle"],
+        threshold=[0.5, 0.2], radius=[0.175, 1.0], scales=scales, pre=1000, post=500,
+    )[0]  # fmt: skip
+    barrier = CLASSES.index("barrier")
+    small = (labels != barrier).nonzero().flatten()
+    kept = kept_by_hand(boxes[small].tolist(), labels[small].tolist(), scores[small].tolist(), scales, 0.5)
+    torch.testing.assert_close(found.scores[found.labels != barrier], scores[small[kept]], rtol=1e-4, atol=1e-4)
+    places, points = boxes[labels == barrier, :2].tolist(), scores[labels == barrier].tolist()
+    alone: list[int] = []
+    for i in np.argsort(-np.array(points)):
+        if all((places[i][0] - places[j][0]) ** 2 + (places[i][1] - places[j][1]) ** 2 > 1.0 for j in alone):
+            alone.append(int(i))
+    torch.testing.assert_close(
+        found.scores[found.labels == barrier], torch.tensor([points[i] for i in alone]), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_heatmap_weight_multiplies_the_heatmap_loss_alone():
+    torch.manual_seed(0)
+    head = centerpoint_head()
+    maps = head(torch.randn(2, 16, *GRID.shape))
+    batch = labelled([BOXES, BOXES[:1]], [LABELS, LABELS[:1]])
+    before = head.loss(maps, batch)
+    head.heatmap_weight = centerpoint_head(heatmap_weight=6.0).heatmap_weight
+    after = head.loss(maps, batch)
+    torch.testing.assert_close(after["heatmap"], 6 * before["heatmap"])
+    assert torch.equal(after["box"], before["box"])

@@ -219,3 +219,25 @@ def test_a_key_given_twice_is_refused(tmp_path):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match="the key lr stands twice"):
         params.load(tmp_path / "params.yaml")
+
+
+def test_a_file_extends_others(tmp_path, raw):
+    """Blocks are replaced whole, runs and tables by name, and the last word is the file's own."""
+    (tmp_path / "base.yaml").write_text(params.dump(raw))
+    (tmp_path / "small").mkdir()
+    over = {"seeds": [7], "train": raw["train"] | {"lr": 0.5}, "students": {"other": raw["students"]["centerpoint-det"]}}
+    (tmp_path / "over.yaml").write_text(params.dump(over))
+    own = {"extends": ["../base.yaml", "../over.yaml"], "seeds": [8], "tables": {"extra": ["other"]}}
+    (tmp_path / "small" / "params.yaml").write_text(params.dump(own))
+    loaded = params.load(tmp_path / "small" / "params.yaml")
+    assert loaded.seeds == [8]
+    assert set(loaded.runs) == {*params.parse(raw).runs, "other"}
+    assert loaded.run("other").train.lr == 0.5
+    assert set(loaded.tables) == {*raw["tables"], "extra"}
+    assert params.parse(loaded.raw).runs == loaded.runs
+
+
+def test_extending_what_is_not_there_is_refused(tmp_path):
+    (tmp_path / "params.yaml").write_text("extends: [nowhere.yaml]\n")
+    with pytest.raises(InputError, match="extends: there is no file"):
+        params.load(tmp_path / "params.yaml")

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vexkd.errors import BusyError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vexkd.engine.cost import Probe
     from vexkd.params import Params
 
@@ -22,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="VeXKD as a workflow. Data: synthesize, doctor, infos, paste, maps. Runs: configure, train, predict, evaluate, check. "
-    "Results: table, figure, readme. Around it: preflight, forecast, status.",
+    "Results: table, figure, readme. Around it: preflight, forecast, status, tensorboard.",
 )
 
 Root = Annotated[Path, typer.Option(help="nuScenes' folder: samples/ sweeps/ maps/ and the tables' folder")]
@@ -158,6 +160,7 @@ def train(
     out: Annotated[Path, typer.Option(help="folder for weights.safetensors, curve.csv, provenance.json")],
     seed: Annotated[int, typer.Option()] = 0,
     paste: Annotated[Path | None, typer.Option(help="ground-truth database, if the run pastes objects")] = None,
+    maps: Annotated[Path | None, typer.Option(help="map rasters, if the run or its teacher segments maps")] = None,
     start: Annotated[Path | None, typer.Option(help="weights of the run that `start` names")] = None,
     teacher: Annotated[Path | None, typer.Option(help="weights of the run that `teacher` names")] = None,
     scratch: Annotated[Path, typer.Option(help="folder for the state that a stopped run resumes from")] = Path(
@@ -184,6 +187,7 @@ def train(
         out=out,
         seed=seed,
         paste=paste,
+        maps=maps,
         start=start,
         teacher=teacher,
         scratch=scratch,
@@ -198,17 +202,20 @@ def predict(
     weights: Annotated[Path, typer.Option(help="models/RUN/seedK/weights.safetensors")],
     root: Root,
     infos: InfosDir,
-    out: Annotated[Path, typer.Option(help="submission JSON to write")],
+    out: Annotated[Path, typer.Option(help="file to write: submission JSON, or for maps .safetensors")],
     config: Annotated[
         Path | None, typer.Option(help="refuse weights with other settings than this config.yaml's")
     ] = None,
     inference: Annotated[Path | None, typer.Option(help="thresholds and NMS; default: those in the weights")] = None,
     batch: Annotated[int, typer.Option(min=1, help="samples at a time")] = 4,
     workers: Annotated[int, typer.Option(min=0, help="loader processes")] = 0,
+    drop: Annotated[
+        Literal["lidar", "camera"] | None, typer.Option(help="do without this one of two sensors, as if it had failed")
+    ] = None,
     threads: Threads = None,
     device: Device = None,
 ) -> None:
-    """Detect on the validation split and write nuScenes' submission JSON."""
+    """Predict the validation split: boxes in nuScenes' submission JSON, or maps in packed arrays, as the run's task is."""
     from vexkd.engine import session
 
     session.predict(
@@ -222,6 +229,7 @@ def predict(
         workers=workers,
         threads=threads,
         device=device,
+        drop=drop,
     )
 
 
@@ -232,13 +240,21 @@ def evaluate(
     models: Models = Path("models"),
     results: Results = Path("results"),
     seeds: Annotated[list[int], typer.Option(help="a trained seed; once for each")] = [0],  # noqa: B006 - typer reads it
+    infos: Annotated[Path, typer.Option(help="folder that `vexkd infos` wrote, for maps")] = Path("artifacts/infos"),
+    maps: Annotated[Path, typer.Option(help="folder that `vexkd maps` wrote, for maps")] = Path("artifacts/maps"),
 ) -> None:
-    """Score a run's predictions with nuscenes-devkit and gather metrics, curves and provenance of its seeds."""
+    """Score a run's predictions, boxes with nuscenes-devkit, and gather metrics, curves and provenance of its seeds."""
     from vexkd import params
-    from vexkd.evaluate.detection import collect
 
     folder = results / "runs" / run
     row = params.read_run(folder / "config.yaml", folder / "inference.yaml")
+    if row.task == "segmentation":
+        from vexkd.evaluate import maps as module
+
+        module.collect(row, models=models, results=results, infos=infos, maps=maps, seeds=list(seeds))
+        return
+    from vexkd.evaluate.detection import collect
+
     collect(
         run,
         models=models,
@@ -325,6 +341,23 @@ def birdseye(
     from vexkd.report import figures
 
     figures.birdseye(run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
+
+
+@figure.command("maps")
+def figure_maps(
+    run: Annotated[str, typer.Argument(help="name of the run")],
+    root: Root,
+    infos: InfosDir,
+    maps: Annotated[Path, typer.Option(help="folder that `vexkd maps` wrote")] = Path("artifacts/maps"),
+    models: Models = Path("models"),
+    results: Results = Path("results"),
+    seed: Annotated[int, typer.Option()] = 0,
+    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+) -> None:
+    """Predicted against true maps of one keyframe, class by class."""
+    from vexkd.report import figures
+
+    figures.maps(run, results=results, models=models, root=root, infos=infos, rasters=maps, seed=seed, sample=sample)
 
 
 @app.command()
@@ -430,6 +463,149 @@ def _measure(
 
 
 @app.command()
+def summary(
+    run: Annotated[str | None, typer.Argument(help="name of the run")] = None,
+    all_runs: Annotated[bool, typer.Option("--all", help="every distinct model of the settings")] = False,
+    params: ParamsFile = Path("params.yaml"),
+    depth: Annotated[int, typer.Option(min=0, help="how many levels each part is opened further")] = 0,
+    only_parameters: Annotated[bool, typer.Option("--params-only", help="count parameters, compute nothing")] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="nuScenes' folder, for a real sample in place of a made-up one")
+    ] = None,
+    infos: Annotated[Path | None, typer.Option(help="folder that `vexkd infos` wrote")] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="where to write the numbers")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="page to write the models into, between its markers: docs/MODELS.md")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Print the parts of a model: parameters, multiply-adds and FLOPs, output shapes, activation memory."""
+    from vexkd import params as module
+    from vexkd import provenance
+    from vexkd.report import models, tables
+
+    settings = module.load(params)
+    if bool(run) == all_runs:
+        raise InputError("name one run, or pass --all for every distinct model.")
+    names = None if run is None else [settings.run(run).name]
+    found = []
+    for values in _summaries(settings, names, depth, only_parameters, root, infos, threads):
+        print(f"{values['run']}\n\n{tables.markdown(models.table(values))}", flush=True)
+        found.append(values)
+    if json:
+        provenance.write_json(json, found if all_runs else found[0])
+    if markdown:
+        models.update(markdown, found)
+
+
+def _summaries(
+    settings: Params,
+    names: list[str] | None,
+    depth: int,
+    only_parameters: bool,
+    root: Path | None,
+    infos: Path | None,
+    threads: int | None,
+) -> Iterator[dict[str, Any]]:
+    """Summaries of these runs, or of every distinct model."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="spconv")
+    import torch
+
+    from vexkd.engine import summary as module
+
+    if threads:
+        torch.set_num_threads(threads)
+    yield from module.summaries(settings, names, depth=depth, only_parameters=only_parameters, root=root, infos=infos)
+
+
+@app.command()
+def latency(
+    run: Annotated[str | None, typer.Argument(help="name of the run; default: that of --weights")] = None,
+    params: ParamsFile = Path("params.yaml"),
+    results: Results = Path("results"),
+    models: Models = Path("models"),
+    seed: Annotated[int, typer.Option(help="which of the trained weights")] = 0,
+    weights: Annotated[Path | None, typer.Option(help="weights that stand elsewhere")] = None,
+    random: Annotated[bool, typer.Option("--random", help="random weights: no training is needed")] = False,
+    root: Annotated[Path | None, typer.Option(help="nuScenes' folder: real samples, and the time to read them")] = None,
+    infos: Annotated[Path | None, typer.Option(help="folder that `vexkd infos` wrote")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="measured samples")] = 50,
+    warmup: Annotated[int, typer.Option(min=0, help="unmeasured samples before them")] = 5,
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the computation")] = "fp32",
+    threads: Threads = None,
+    device: Device = None,
+) -> None:
+    """Time a model from bytes to boxes, one sample at a time, by stages; into results/runs/RUN/latency.json."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="spconv")
+    import torch
+
+    from vexkd import params as module
+    from vexkd.evaluate import latency as measuring
+
+    if threads:
+        torch.set_num_threads(threads)
+    found = measuring.write(
+        run,
+        params=None if run is None and root is not None else module.load(params),
+        results=results,
+        models=models,
+        seed=seed,
+        weights=weights,
+        random=random,
+        root=root,
+        infos=infos,
+        repeats=repeats,
+        warmup=warmup,
+        dtype=precision,
+        device=device,
+    )
+    print(measuring.in_words(found))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", "-o", help="ONNX file to write")],
+    run: Annotated[str | None, typer.Argument(help="name of the run; default: that of --weights")] = None,
+    params: ParamsFile = Path("params.yaml"),
+    models: Models = Path("models"),
+    seed: Annotated[int, typer.Option(help="which of the trained weights")] = 0,
+    weights: Annotated[Path | None, typer.Option(help="weights that stand elsewhere")] = None,
+    random: Annotated[bool, typer.Option("--random", help="random weights: no training is needed")] = False,
+    root: Annotated[
+        Path | None, typer.Option(help="nuScenes' folder: the rig of a camera run, and a real check")
+    ] = None,
+    infos: Annotated[Path | None, typer.Option(help="folder that `vexkd infos` wrote")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="which sample of the validation split has the rig")] = 0,
+) -> None:
+    """Write the dense part of a single-sensor model as ONNX and check it against PyTorch (needs the extra [export])."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+    from vexkd import params as module
+    from vexkd.engine import export as exporting
+
+    print(
+        exporting.write(
+            run,
+            out,
+            params=None if run is None and root is not None else module.load(params),
+            models=models,
+            seed=seed,
+            weights=weights,
+            random=random,
+            root=root,
+            infos=infos,
+            sample=sample,
+        )
+    )
+
+
+@app.command()
 def preflight(
     params: ParamsFile = Path("params.yaml"),
     root: Annotated[Path | None, typer.Option(help="nuScenes' folder; default: `root` of the settings")] = None,
@@ -471,6 +647,28 @@ def status(
 
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         module.show(params, module.Places(results, models, scratch, logs), watch=watch)
+
+
+@app.command()
+def tensorboard(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="default: all runs")] = None,
+    params: ParamsFile = Path("params.yaml"),
+    models: Models = Path("models"),
+    scratch: Annotated[Path, typer.Option(help="folder of the resumable states")] = Path("scratch"),
+    out: Annotated[Path, typer.Option(help="folder for `tensorboard --logdir`")] = Path("logs/tensorboard"),
+    watch: Annotated[float | None, typer.Option(min=1, help="add what is new every so many seconds")] = None,
+) -> None:
+    """Write training curves as TensorBoard's event files; of a training that goes on, up to its last saved state."""
+    import contextlib
+
+    from vexkd import params as module
+    from vexkd.report import tensorboard as events
+    from vexkd.report.status import Places
+
+    settings = module.load(params)
+    pairs = [(settings.run(name).name, seed) for name in runs or settings.runs for seed in settings.seeds]
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        events.write(pairs, Places(models=models, scratch=scratch), out, watch=watch)
 
 
 def main() -> None:

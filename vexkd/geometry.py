@@ -7,6 +7,7 @@ minimum of y and x and cell centres at `minimum + (i + 0.5) * cell`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,6 +103,26 @@ class BevGrid:
         x = cells[..., 0:1] * self.cell + self.bounds[0]
         y = cells[..., 1:2] * self.cell + self.bounds[1]
         return _concatenate(x, y)
+
+
+def needed_reach(
+    bounds: Sequence[float],
+    *,
+    rotation: float = 0.0,
+    scale: tuple[float, float] = (1.0, 1.0),
+    translation: float = 0.0,
+    sigmas: float = 6.0,
+) -> float:
+    """How far from the LiDAR (metres) a map raster must reach so that labels within `bounds` are exact when augmented.
+
+    bounds: (x0, y0, z0, x1, y1, z1) of the label grid. rotation (radians), scale and translation (standard deviation,
+    metres) are those of `augment.BevAugmentation`, flips included; translation counts `sigmas` times, for it is normal
+    (beyond 6: once in 5e8 draws).
+    """
+    x, y = (max(abs(bounds[i]), abs(bounds[i + 3])) + sigmas * translation for i in (0, 1))
+    radius, angle = math.hypot(x, y), math.atan2(y, x)  # the far corner, which turns towards either axis
+    nearest_x, nearest_y = max(angle - rotation, 0.0), max(math.pi / 2 - angle - rotation, 0.0)
+    return radius * max(math.cos(nearest_x), math.cos(nearest_y)) / min(scale)
 
 
 def _concatenate(x, y):

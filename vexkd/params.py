@@ -28,8 +28,10 @@ Ten = Annotated[list[float], Len(10, 10)]
 Size = Annotated[list[int], Len(2, 2)]
 ClassName = Literal[CLASSES]  # any one of them
 Kind = Literal["pretrained", "teachers", "students", "distilled"]
+FigureName = Literal["blocks", "missing-sensor", "latency"]  # those that are drawn only of rows that `figures` names
 KINDS: tuple[Kind, ...] = ("pretrained", "teachers", "students", "distilled")
 HEADS = ("centerpoint", "transfusion", "map")
+DENSE_HEADS = ("centerpoint", "transfusion")  # with a heatmap of the objects' centres over the BEV grid
 # The classes of map segmentation in BEVFusion's order; `divider` is road or lane divider.
 MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
 
@@ -245,23 +247,74 @@ class Train(Strict):
 
 
 class Distill(Strict):
-    levels: list[Literal["low", "high"]]
-    mask: Literal["none", "learned-query", "random-query"]
-    mask_blocks: int
+    """What a student learns of its teacher. Settings that are null take the published value named beside them in the code."""
+
+    method: Literal["unidistill", "bevdistill", "fgd", "distillbev", "maskd", "s2m2"] | None = Field(
+        default=None,
+        description="a published method as a whole, with its own masks and losses, in place of VeXKD; null: VeXKD",
+    )
+    levels: Annotated[list[Literal["low", "high"]], Len(1, 2)]
+    mask: Literal["none", "ones", "key-points", "gaussian", "activation", "random-query", "learned-query"] = Field(
+        description="where to distil; none and ones are the same, everywhere (complete mimic); without a teacher there is "
+        "no distillation: that is the student's own row"
+    )
+    mask_blocks: int = Field(ge=1, description="transformer blocks of a learned mask, 1 to 6 in Fig. 5")
     mask_heads: int
     mask_points: int
     mask_ffn: int
     mask_dropout: float
     mask_bias: float = Field(description="start of the mask's last bias: sigmoid(2) = 0.88")
-    loss: Literal["attention"]
+    temperature: float | None = Field(default=None, gt=0, description="of the mask activation and of FGD's attention")
+    loss: Literal["attention", "l1", "l2", "smooth-l1", "pkd", "cwd", "mgd"]
     power: Literal[1, 2] = Field(description="p of the channel sum of |F|^p")
+    tau: float | None = Field(default=None, gt=0, description="temperature of the loss cwd")
+    hidden: float | None = Field(default=None, ge=0, lt=1, description="share of the cells that the loss mgd hides")
     lambda_: float = Field(alias="lambda", description="weight of the distillation loss for the student, Eq. 8")
     mu: float = Field(description="weight of the distillation loss for the masks, Eq. 5")
+    weights: dict[str, float] | None = Field(
+        default=None, description="by name, in place of published ones: a loss's scale before lambda, a method's terms"
+    )
     coupling: Literal["detached", "summed"] = Field(
         description="whether student and masks see only their own objective"
     )
     stop_mask_epoch: int | None = Field(default=None, description="first epoch without mask learning; null: never")
     stop_mask_iteration: int | None = None
+    monitor_every: int | None = Field(
+        default=None, ge=0, description="steps between two measurements of each loss term's gradient; null or 0: never"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_way_to_say_it(cls, values: Any) -> Any:
+        """`method: vexkd` is the default; a published method has no mask of VeXKD's."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("method") in (None, "vexkd"):
+            return {key: value for key, value in values.items() if key != "method"}
+        return {**values, "mask": "none"}
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether masks are trained beside the student."""
+        return self.method == "maskd" or self.mask in ("learned-query", "random-query")
+
+    def trouble(self, *, task: str, student: str, teacher: str | None = None, fusion: str | None = None) -> str | None:
+        """Why this cannot be done for a task with these heads and the teacher's fusion, as a sentence; None: it can.
+
+        What is known of the teacher is None where only the student is read.
+        """
+        if task == "segmentation" and self.mask in ("key-points", "gaussian"):
+            return f"mask: {self.mask} is drawn from boxes, which {task} lacks; choose another mask"
+        if task == "segmentation" and self.method not in (None, "maskd"):
+            return f"method: {self.method} needs boxes, which {task} lacks; choose maskd, or leave it out for VeXKD"
+        heads = {"unidistill": (student, teacher), "s2m2": (student, teacher), "distillbev": (teacher,)}
+        for head in heads.get(self.method or "", ()):
+            if head is not None and head not in DENSE_HEADS:
+                known = " or ".join(DENSE_HEADS)
+                return f"method: {self.method} reads heatmaps, which the head {head} has not; use {known}"
+        if self.mask == "learned-query" and teacher is not None and fusion != "mgfm":
+            return "mask: learned-query starts from the query of a teacher with fusion: mgfm; use one or another mask"
+        return None
 
 
 class CenterPointInference(Strict):
@@ -335,6 +388,9 @@ class Run(Strict):
             raise ValueError(f"map.reach: labels to {self.map.reach:g} m lie beyond bev.range; lower it or widen that")
         if self.task == "detection" and getattr(self.inference, self.head) is None:
             raise ValueError(f"inference.{self.head}: the run needs this block of settings; add it")
+        trouble = self.distill.trouble(task=self.task, student=self.head) if self.distill is not None else None
+        if trouble is not None:
+            raise ValueError(f"distill.{trouble}")
         return self
 
     def training(self) -> dict[str, Any]:
@@ -365,6 +421,8 @@ class Params(Strict):
     runs: dict[str, Run]
     tables: dict[str, list[str]]
     reported: dict[str, Reported]
+    floors: dict[str, Reported] = Field(description="best public score of a student alone: below it a gain is marked")
+    figures: dict[FigureName, list[str]] = Field(description="rows of the figures that not every run belongs to")
     raw: dict[str, Any] = Field(repr=False)
 
     def run(self, name: str) -> Run:
@@ -382,7 +440,8 @@ class Params(Strict):
 
 _ROW_KEYS = {"task", "sensors", "head", "fusion", "start", "student", "teacher"}
 _BLOCKS = {name for name in Run.model_fields if name not in _ROW_KEYS | {"name", "kind"}}
-_TOP = _BLOCKS | set(KINDS) | {"root", "seeds", "synthetic", "tables", "reported"}
+_TOP = _BLOCKS | set(KINDS) | {"root", "seeds", "synthetic", "tables", "reported", "floors", "figures"}
+_NAMED = {*KINDS, "tables", "figures"}  # whose entries a file adds to those of the files it extends
 _ALTERNATIVES = {"backbone", "neck", "view", "bev_encoder"}  # parts with a `kind`, each with settings of its own
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -394,7 +453,35 @@ def load(path: Path | str = "params.yaml") -> Params:
         raise InputError(
             f"{path}: there is no such settings file; run from the folder that holds it or name it with --params."
         )
-    return parse(_read_yaml(path), str(path))
+    return parse(_extended(path), str(path))
+
+
+def _extended(path: Path) -> Any:
+    """The content of a settings file, on top of the files that its key `extends` lists, the first lowest.
+
+    A later file replaces an earlier one's blocks whole; runs, tables and figures it adds to, or replaces by their name.
+    """
+    own = _read_yaml(path)
+    if not isinstance(own, dict) or "extends" not in own:
+        return own
+    below = own.pop("extends")
+    if not (isinstance(below, list) and all(isinstance(name, str) for name in below)):
+        raise InputError(f"{path}: extends: it must be a list of settings files; write it as one.")
+    whole: dict[str, Any] = {}
+    for content in (*(_read_base(path, path.parent / name) for name in below), own):
+        for key, value in content.items():
+            named = key in _NAMED and isinstance(value, dict) and isinstance(whole.get(key), dict)
+            whole[key] = {**whole[key], **value} if named else value
+    return whole
+
+
+def _read_base(path: Path, base: Path) -> dict[str, Any]:
+    if not base.is_file():
+        raise InputError(f"{path}: extends: there is no file {base}; name one that is there.")
+    content = _extended(base)
+    if not isinstance(content, dict):
+        raise InputError(f"{base}: the settings must be a mapping of keys to values; mend the file.")
+    return content
 
 
 def parse(raw: Any, path: str = "params.yaml") -> Params:
@@ -421,15 +508,16 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
     defaults = {block: raw[block] for block in _BLOCKS if block in raw}
     runs = {name: _merge(name, kind, row, rows, defaults, path) for name, (kind, row) in rows.items()}
     top = {key: raw.get(key) for key in ("root", "seeds", "synthetic")}
-    named = {"tables": raw.get("tables") or {}, "reported": raw.get("reported") or {}}
+    named = {key: raw.get(key) or {} for key in ("tables", "reported", "floors", "figures")}
     params = _validate(Params, {"path": path, **top, **named, "runs": runs, "raw": raw}, path)
     _refuse_other_rasters(params)
-    for table, names in params.tables.items():
+    _refuse_teachers(params)
+    lists = {f"tables.{table}": names for table, names in params.tables.items()}
+    lists |= {f"figures.{figure}": names for figure, names in params.figures.items()}
+    for where, names in {**lists, "floors": list(params.floors)}.items():
         for name in names:
             if name not in params.runs:
-                raise InputError(
-                    f"{path}: tables.{table}: there is no run named '{name}'{_nearest(name, params.runs)}."
-                )
+                raise InputError(f"{path}: {where}: there is no run named '{name}'{_nearest(name, params.runs)}.")
     return params
 
 
@@ -530,6 +618,17 @@ def _merge(
     teacher = rows[row["teacher"]][1] if row.get("teacher") else {}
     values = {"name": name, "kind": kind, **_relevant(merged, kind, taught_maps=teacher.get("head") == "map")}
     return _validate(Run, values, path, where)
+
+
+def _refuse_teachers(params: Params) -> None:
+    """A distilled run's teacher must have what its method reads."""
+    for name, run in params.runs.items():
+        if run.distill is None or run.teacher is None:
+            continue
+        teacher = params.runs[run.teacher]
+        trouble = run.distill.trouble(task=run.task, student=run.head, teacher=teacher.head, fusion=teacher.fusion)
+        if trouble is not None:
+            raise InputError(f"{params.path}: distilled.{name}: distill.{trouble}.")
 
 
 def _refuse_other_rasters(params: Params) -> None:

@@ -8,6 +8,7 @@ as current. Reads headers only: no torch.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from typing import Any
 from vexkd import params as settings
 from vexkd import provenance
 from vexkd.errors import InputError
+from vexkd.geometry import needed_reach
 from vexkd.params import Params, Run
 
 FORMAT = "vexkd-weights-1"
@@ -30,11 +32,19 @@ def weights_path(models: Path | str, name: str, seed: int) -> Path:
     return Path(models) / name / f"seed{seed}" / "weights.safetensors"
 
 
+def predictions_path(models: Path | str, run: Run, seed: int) -> Path:
+    """Where the predictions of a run with a seed stand: nuScenes' submission, or for maps packed arrays."""
+    name = "predictions.safetensors" if run.task == "segmentation" else "predictions.json"
+    return Path(models) / run.name / f"seed{seed}" / name
+
+
 def inputs(run: Run, seed: int, models: Path | str = "models", artifacts: Path | str = "artifacts") -> dict[str, Path]:
     """What a training reads apart from the raw data, by the names under which the weights record its hash."""
     found = {"infos": Path(artifacts) / "infos"}
     if run.paste is not None:
         found["paste"] = Path(artifacts) / "paste"
+    if run.map is not None:
+        found["maps"] = Path(artifacts) / "maps"
     for name, other in (("start", run.start), ("teacher", run.teacher)):
         if other is not None:
             found[name] = weights_path(models, other, seed)
@@ -52,11 +62,7 @@ def header(path: Path | str) -> dict[str, str]:
     """The metadata in a safetensors file's header; InputError where the file is none or was made by something else."""
     path = Path(path)
     try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(100_000_000, path.stat().st_size - 8):
-                raise ValueError
-            metadata = json.loads(stream.read(length)).get("__metadata__", {})
+        metadata = safetensors_header(path)[0].get("__metadata__", {})
     except FileNotFoundError:
         raise InputError(f"{path}: there are no such weights; train the run or run `dvc pull`.") from None
     except (ValueError, AttributeError):
@@ -66,6 +72,15 @@ def header(path: Path | str) -> dict[str, str]:
             f"{path}: the header does not say {FORMAT}, so these weights can't be held against params.yaml."
         )
     return metadata
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The parsed header of a safetensors file and where its data begin; ValueError where the file is none."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(100_000_000, path.stat().st_size - 8):
+            raise ValueError(f"{path} has no header")
+        return json.loads(stream.read(length)), 8 + length
 
 
 def check(params: Params, models: Path | str = "models", names: Iterable[str] | None = None) -> list[str]:
@@ -104,7 +119,7 @@ def freeze(path: Path | str = "params.yaml", results: Path | str = "results", mo
     path = Path(path)
     params = settings.load(path)
     if FROZEN.is_file() and any(_LOCKS.glob("*.lock")):
-        if FROZEN.read_text() != path.read_text():
+        if frozen().raw != params.raw:
             print(
                 f"{path} has changed; the run that holds this folder's lock keeps what it started with.",
                 file=sys.stderr,
@@ -117,7 +132,7 @@ def freeze(path: Path | str = "params.yaml", results: Path | str = "results", mo
     for run in params.runs.values():
         if any(_is_stale(run, weights_path(models, run.name, seed)) for seed in params.seeds):
             os.utime(Path(results) / "runs" / run.name / "config.yaml")
-    provenance.write_text(FROZEN, path.read_text(), only_if_changed=True)
+    provenance.write_text(FROZEN, settings.dump(params.raw), only_if_changed=True)
     return params
 
 
@@ -145,10 +160,30 @@ def _shared_settings(params: Params) -> dict[str, dict[str, Any]]:
         shared["town"] = town
     for split, points, sweeps in pastes:
         shared["paste"] = {"split": split, "min_points": points, "sweeps": sweeps}
+    if any(run.map is not None for run in params.runs.values()):
+        shared["maps"] = map_settings(params)
     for table, rows in params.tables.items():
         reported = {row: params.reported[row].model_dump(mode="json") for row in rows if row in params.reported}
-        shared[f"table-{table}"] = {"rows": rows, "reported": reported, "synthetic": town is not None}
+        students = dict.fromkeys(params.run(row).student for row in rows)
+        floors = {name: params.floors[name].model_dump(mode="json") for name in students if name in params.floors}
+        published = {"reported": reported, "floors": floors}
+        shared[f"table-{table}"] = {"rows": rows, **published, "synthetic": town is not None}
+    for figure, rows in params.figures.items():
+        shared[f"figure-{figure}"] = {"rows": rows, "synthetic": town is not None}
     return shared
+
+
+def map_settings(params: Params) -> dict[str, Any]:
+    """How the map rasters are drawn: as wide as the widest augmentation of a run that reads them asks for, in whole cells."""
+    runs = [run for run in params.runs.values() if run.map is not None]
+    cell, edges = runs[0].map.cell, runs[0].map.edges  # the same in all of them
+    reach = 0.0
+    for run in runs:
+        augment = run.bev_augment.model_dump(include={"rotation", "translation"}) | {
+            "scale": tuple(run.bev_augment.scale)
+        }
+        reach = max(reach, needed_reach(run.map.grid.bounds, **augment))
+    return {"reach": round(math.ceil(reach / cell - 1e-9) * cell, 6), "cell": cell, "edges": edges}
 
 
 def _is_stale(run: Run, weights: Path) -> bool:
@@ -192,7 +227,7 @@ def _check_weights(run: Run, seed: int, models: Path, path: str, known: dict[Pat
 
 def _check_predictions(run: Run, seed: int, models: Path, path: str) -> list[str]:
     """The inference settings that a predictions file records against those of now."""
-    file = models / run.name / f"seed{seed}" / "predictions.json"
+    file = predictions_path(models, run, seed)
     if not file.is_file():
         return []
     made = _predictions_meta(file).get("inference")
@@ -204,7 +239,12 @@ def _check_predictions(run: Run, seed: int, models: Path, path: str) -> list[str
 
 
 def _predictions_meta(file: Path) -> dict[str, Any]:
-    """The first key of a predictions file, which may be large; empty where it is another."""
+    """What a predictions file says of its making; the file may be large. Empty where it says nothing."""
+    if file.suffix == ".safetensors":
+        try:
+            return json.loads(safetensors_header(file)[0]["__metadata__"]["vexkd"])
+        except (ValueError, KeyError, TypeError):
+            return {}
     with file.open(encoding="utf-8") as stream:
         _, found, rest = stream.read(_HEAD).partition('"meta":')
     try:
@@ -220,7 +260,7 @@ def _check_metrics(run: Run, seed: int, models: Path, known: dict[Path, str]) ->
         return []
     try:
         record = json.loads(file.read_text())["evaluation"]
-        made = {"predictions.json": record["predictions"].get(str(seed))}
+        made = {predictions_path(models, run, seed).name: record["predictions"].get(str(seed))}
         made["weights.safetensors"] = record["weights"].get(str(seed), {}).get("weights.safetensors")
     except (ValueError, KeyError, AttributeError, TypeError):
         return [f"{run.name}: {file} does not say which predictions the metrics were made from; evaluate the run again"]

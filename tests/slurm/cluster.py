@@ -24,12 +24,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROGRAMS = ["munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "squeue", "sinfo", "scontrol"]
 PACKAGES = ["slurm-wlm", "munge"]
 LINKS = Path("/etc/slurm")
+POLICY = Path("/usr/sbin/policy-rc.d")
 CPUS, MEMORY, GPUS = 16, 200_000, 2  # of each node; claimed, not enforced
 
 CONFIGURATION = """\
@@ -90,8 +91,18 @@ def missing() -> str:
     absent = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
     if absent:
         return f"{', '.join(absent)} not found; install Debian's packages {' and '.join(PACKAGES)}"
-    foreign = [str(LINKS / name) for name in ("slurm.conf", "gres.conf") if os.path.lexists(LINKS / name)]
+    links = [LINKS / name for name in ("slurm.conf", "gres.conf")]
+    foreign = [link for link in links if os.path.lexists(link) and not abandoned(link)]
     return f"{foreign[0]} is there: this machine has a Slurm of its own, or `down` was not called" if foreign else ""
+
+
+def abandoned(link: Path) -> bool:
+    """Whether a link is that of a cluster of ours whose daemons have all ended without `down`."""
+    if not link.is_symlink():
+        return False
+    record = link.readlink().parent / "started.json"
+    entries = json.loads(record.read_text()).values() if record.exists() else []
+    return all(started_at(entry["pid"]) != entry["started"] for entry in entries)
 
 
 class Cluster:
@@ -207,6 +218,8 @@ class Cluster:
     def _link(self) -> None:
         LINKS.mkdir(parents=True, exist_ok=True)
         for name in ("slurm.conf", "gres.conf", "cgroup.conf"):
+            if abandoned(LINKS / name):
+                (LINKS / name).unlink()
             if not os.path.lexists(LINKS / name):
                 (LINKS / name).symlink_to(self.folder / name)
 
@@ -266,15 +279,30 @@ def free_ports(count: int) -> list[int]:
 
 
 def install() -> None:
-    """Debian's packages by apt-get, where they are missing."""
-    if os.geteuid() != 0:
-        raise ClusterError("apt-get needs root.")
+    """Debian's packages by apt-get, where they are missing; none of their daemons is started."""
+    if "not found" not in missing():
+        return
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
-        try:
-            subprocess.run(["apt-get", *command], env=quiet, check=True, stdout=subprocess.DEVNULL, timeout=300)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise ClusterError(f"the packages {' and '.join(PACKAGES)} can't be installed: {error}.") from None
+    with without_services():
+        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
+            try:
+                subprocess.run(["apt-get", *command], env=quiet, check=True, stdout=subprocess.DEVNULL, timeout=300)
+            except (OSError, subprocess.SubprocessError) as error:
+                raise ClusterError(f"the packages {' and '.join(PACKAGES)} can't be installed: {error}.") from None
+
+
+@contextlib.contextmanager
+def without_services() -> Iterator[None]:
+    """Packages that are installed meanwhile start nothing: the way Debian has for that (policy-rc.d)."""
+    if os.path.lexists(POLICY):
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink()
 
 
 def main() -> None:
@@ -288,9 +316,11 @@ def main() -> None:
     if options.command == "down":
         cluster.down()
         return
-    if (options.install or options.command == "install") and "not found" in missing():
+    if options.install or options.command == "install":
         install()
     if options.command == "install":
+        if reason := missing():
+            raise ClusterError(f"{reason}.")
         return
     began = time.monotonic()
     cluster.up(options.nodes)

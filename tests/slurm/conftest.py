@@ -1,6 +1,8 @@
 """A cluster for the tests, and checkouts in which the stand-in for `vexkd` takes its time."""
 
+import fcntl
 import importlib.util
+import os
 import shutil
 import subprocess
 import tempfile
@@ -22,19 +24,23 @@ RUNS = ["fusion-det", "centerpoint-det", "centerpoint-det-vexkd"]
 STEPS = 20
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A real Slurm; skips where there can be none."""
-    if reason := missing():
-        pytest.skip(f"no Slurm here: {reason}")
+    """A real Slurm; skips where there can be none. One at a time: other test processes wait until it is down."""
     if not importlib.util.find_spec("snakemake_executor_plugin_slurm"):
         pytest.skip("needs the extra [slurm]")
-    folder = Path(tempfile.mkdtemp(prefix="vexkd-slurm-"))
-    started = Cluster(folder)
-    started.up()
-    yield started
-    started.down()
-    shutil.rmtree(folder)
+    with (Path(tempfile.gettempdir()) / "vexkd-slurm.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if reason := missing():
+            pytest.skip(f"no Slurm here: {reason}")
+        folder = Path(tempfile.mkdtemp(prefix="vexkd-slurm-", dir=os.environ.get("VEXKD_SLURM_FOLDER")))
+        started = Cluster(folder)
+        started.up()
+        try:
+            yield started
+        finally:
+            started.down()
+            shutil.rmtree(folder)
 
 
 def made(folder: Path) -> dict[str, bytes]:
@@ -106,6 +112,12 @@ class Session:
         profile["set-resources"]["train"].update(changes)
         file.write_text(yaml.safe_dump(profile))
 
+    def hasten(self) -> None:
+        """Say in the checkout's profile what CALL says on the command line."""
+        file = self.place.folder / "workflow/profiles/slurm/config.yaml"
+        options = {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 5}
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | options))
+
     def assert_nothing_was_trained_twice(self, again: int = 0) -> None:
         """All steps of all runs, each once but for the few between the last saved state and a sudden end."""
         counts = Counter(self.steps())
@@ -140,7 +152,7 @@ def undisturbed(prepared, tmp_path_factory) -> dict[str, bytes]:
     return made(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def session(prepared, cluster, tmp_path_factory) -> Iterator[Callable[[], Session]]:
     """Makes a copy of the prepared checkout, times included; ends its main processes in the end."""
     sessions: list[Session] = []

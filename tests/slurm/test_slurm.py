@@ -2,7 +2,7 @@
 
 import pytest
 
-from slurm.conftest import made
+from slurm.conftest import RUNS, made
 
 pytestmark = pytest.mark.slow
 
@@ -107,3 +107,20 @@ def test_two_gpus_are_two_processes_on_one_node(session):
     both.profile(gpu=2)
     both.finish(both.start("--", "models/fusion-det/seed0/weights.safetensors"))
     assert both.place.calls() == ["train fusion-det seed0"] * 2
+
+
+def test_dvc_repro_on_the_cluster(session, undisturbed):
+    """DVC calls Snakemake with the profile that SNAKEMAKE_PROFILE names, its jobs do not; what DVC records is all there is."""
+    by_dvc = session()
+    by_dvc.hasten()
+    place = by_dvc.place
+    place.environment |= {"SNAKEMAKE_PROFILE": "slurm", "STAND_IN_STEP_SECONDS": "0"}
+    place.run("dvc", "repro", "-q")
+    assert made(place.folder) == undisturbed
+    assert len(list(place.folder.glob(".snakemake/slurm_logs/rule_train/*/*.log"))) == len(RUNS)
+    assert "up to date" in place.run("dvc", "status")
+    place.calls()
+    place.set("inference.max_boxes", 7)
+    place.run("dvc", "repro", "-q")
+    assert not [call for call in place.calls() if call.startswith("train")]
+    assert "up to date" in place.run("dvc", "status")

@@ -127,15 +127,26 @@ def checkout(outside, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(checkout) -> Place:
+def small(checkout):
+    """Makes a new checkout with some of the demo's runs and two tables, with nothing made in it."""
+
+    def make() -> Place:
+        place = checkout()
+        raw = yaml.safe_load((place.folder / "demo" / "params.yaml").read_text())
+        for kind in params.KINDS:
+            raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
+        raw |= {name: {} for name in ("reported", "floors", "figures") if name in raw}
+        raw["tables"] = {"main": RUNS, "teachers": ["fusion-det", "fusion-conv-det"]}
+        (place.folder / "params.yaml").write_text(params.dump(raw))
+        return place
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(small) -> Place:
     """A checkout with some of the demo's runs in which `dvc repro` has made, recorded and pushed everything."""
-    place = checkout()
-    raw = yaml.safe_load((place.folder / "demo" / "params.yaml").read_text())
-    for kind in params.KINDS:
-        raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
-    raw["tables"] = {"main": RUNS, "teachers": ["fusion-det", "fusion-conv-det"]}
-    raw["reported"] = {}
-    (place.folder / "params.yaml").write_text(params.dump(raw))
+    place = small()
     place.run("dvc", "repro", "-q")
     remote = place.folder.parent / "remote"
     place.run("dvc", "remote", "add", "-q", "-d", "storage", str(remote))

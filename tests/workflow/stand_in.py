@@ -84,6 +84,11 @@ def paste(names: list[str], options: dict) -> None:
         )
 
 
+def maps(names: list[str], options: dict) -> None:
+    for name in ("rasters.npy", "index.parquet"):
+        write(Path(options["out"]) / name, options["reach"], options["cell"], digest("artifacts/infos/samples.parquet"))
+
+
 def train(names: list[str], options: dict) -> None:
     if os.environ.get("RANK", "0") != "0":  # the first of several processes writes
         return
@@ -95,9 +100,9 @@ def train(names: list[str], options: dict) -> None:
     if meanwhile := os.environ.get("STAND_IN_MEANWHILE"):
         subprocess.run(meanwhile, shell=True, check=True)
     out, settings = Path(options["out"]), yaml.safe_load(Path(options["config"]).read_text())
-    run = SimpleNamespace(**{key: settings.get(key) for key in ("name", "paste", "start", "teacher")})
+    run = SimpleNamespace(**{key: settings.get(key) for key in ("name", "paste", "map", "start", "teacher")})
     sources = seal.inputs(run, int(options["seed"]))
-    for name in ("paste", "start", "teacher"):
+    for name in ("paste", "maps", "start", "teacher"):
         if (name in sources) != (name in options):
             sys.exit(f"{run.name}: --{name} does not fit the settings")
     recorded = {name: seal.content_digest(path) for name, path in sources.items()}
@@ -141,15 +146,20 @@ def learn(name: str, state: Path, seconds: float) -> str:
 def predict(names: list[str], options: dict) -> None:
     inference = yaml.safe_load(Path(options["inference"]).read_text())
     results = digest(options["weights"], options["inference"])
+    if options["out"].endswith(".safetensors"):
+        header = json.dumps({"__metadata__": {"vexkd": json.dumps({"inference": inference, "results": results})}}).encode()
+        Path(options["out"]).write_bytes(len(header).to_bytes(8, "little") + header)
+        return
     write(options["out"], json.dumps({"meta": {"use_lidar": True, "inference": inference}, "results": results}))
 
 
 def evaluate(names: list[str], options: dict) -> None:
     folder = Path("results/runs") / names[0]
     seeds = {seed: Path("models") / names[0] / f"seed{seed}" for seed in options["seeds"]}
-    score = int(digest(*(seed / "predictions.json" for seed in seeds.values()))[:6], 16) / 2**24
+    predictions = {name: next(seed.glob("predictions.*")) for name, seed in seeds.items()}
+    score = int(digest(*predictions.values())[:6], 16) / 2**24
     made = {
-        "predictions": {name: provenance.file_digest(seed / "predictions.json") for name, seed in seeds.items()},
+        "predictions": {name: provenance.file_digest(path) for name, path in predictions.items()},
         "weights": {
             name: {"weights.safetensors": provenance.file_digest(seed / "weights.safetensors")}
             for name, seed in seeds.items()
@@ -158,6 +168,7 @@ def evaluate(names: list[str], options: dict) -> None:
     write(folder / "metrics.json", json.dumps({"NDS": score}))
     write(folder / "curve.csv", next(iter(seeds.values())).joinpath("curve.csv").read_text().strip())
     write(folder / "provenance.json", json.dumps({"evaluation": made}))
+    write(folder / "resamples.json", "{}")
 
 
 def table(names: list[str], options: dict) -> None:
@@ -179,7 +190,7 @@ def check(names: list[str], options: dict) -> None:
 
 
 LARGE = 1_200_000  # above the size up to which Snakemake takes checksums unless told otherwise
-VERBS = {f.__name__: f for f in (synthesize, doctor, infos, paste, train, predict, evaluate, table, figure, check)}
+VERBS = {f.__name__: f for f in (synthesize, doctor, infos, paste, maps, train, predict, evaluate, table, figure, check)}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -7,6 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from vexkd.engine import launch
+
 SCRIPT = Path(__file__).parents[2] / "workflow/scripts/attempt.py"
 LOG = "logs/train/student-seed0.log"
 
@@ -47,6 +51,18 @@ def test_signals_reach_the_command(tmp_path):
         assert process.wait(timeout=10) == 75
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a command outlives the script around it")
+def test_a_killed_script_takes_its_command_along(tmp_path):
+    process = start(tmp_path, 1, "trap 'touch saved; exit 75' TERM; touch ready; while :; do sleep 0.05; done")
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    process.kill()
+    until = time.monotonic() + 10
+    while not (tmp_path / "saved").exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_a_second_writer_is_kept_away(tmp_path):
     first = start(tmp_path, 1, "touch ready; while ! [ -e enough ]; do sleep 0.05; done")
     while not (tmp_path / "ready").exists():
@@ -78,3 +94,25 @@ def test_the_command_of_a_training_follows_the_resources(checkout):
     several = train_command(place, "--set-resources", *(f"train:{one}" for one in asked))
     assert " --standalone --nproc_per_node 2 --no-python vexkd train --config" in several
     assert " --workers 3 --accumulate 4 --max-seconds 3000" in several
+
+
+def test_several_nodes_meet_through_srun(checkout):
+    place = checkout()
+    spread = [f"train:{one}" for one in ("gpu=4", "nodes=2", "tasks=2", "mpi=srun")]
+    command = train_command(place, "--set-resources", *spread, "--set-threads", "train=6", "--cores", "6")
+    assert (
+        " srun --nodes 2 --ntasks 2 --ntasks-per-node 1 --kill-on-bad-exit=1"
+        " vexkd-launch --srun --nproc_per_node 2 --no-python vexkd train --config" in command
+    )
+    assert " --threads 3 " in f"{command} "
+    refused = place.snakemake(
+        "-n", "--directory", "demo", "--set-resources", "train:gpu=4", "train:nodes=2", fails=True
+    )
+    assert "`tasks: 2` and `mpi: srun`" in refused
+
+
+def test_the_nodes_of_a_step_agree_on_where_to_meet():
+    step = {"SLURM_JOB_ID": "1234567", "SLURM_STEP_NUM_NODES": "2", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
+    first, second = (launch.meeting({**step, "SLURM_NODEID": str(number)}) for number in range(2))
+    assert [a for a, b in zip(first, second, strict=True) if a != b] == ["0"]
+    assert " ".join(first) == ("--nnodes 2 --node_rank 0 --master_addr 10.0.0.7 --master_port 24567 --rdzv_id 1234567")

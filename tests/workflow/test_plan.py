@@ -21,9 +21,11 @@ def place(checkout):
 def expected(settings: params.Params) -> Counter[str]:
     """The whole matrix, counted from the settings alone."""
     runs, seeds = len(settings.runs), len(settings.seeds)
-    once = {"doctor": 1, "infos": 1, "paste": 1, "synthesize": 1 if settings.synthetic else 0}
+    segmenters = sum(run.task == "segmentation" for run in settings.runs.values())
+    once = {"doctor": 1, "infos": 1, "paste": 1, "synthesize": 1 if settings.synthetic else 0, "maps": int(segmenters > 0)}
     each = {"train": runs * seeds, "predict": runs * seeds, "evaluate": runs, "table": len(settings.tables)}
-    return Counter({**once, **each, "birdseye": runs, "distillation": 1, "curves": 1}) + Counter()
+    figures = {"birdseye": runs - segmenters, "map_figure": segmenters, "distillation": 1, "curves": 1}
+    return Counter({**once, **each, **figures}) + Counter()
 
 
 def test_the_paper_is_planned_without_the_data(place):
@@ -89,7 +91,7 @@ def types(value):
 def test_both_scales_have_the_same_keys():
     paper, demo = (yaml.safe_load((ROOT / name).read_text()) for name in ("params.yaml", "demo/params.yaml"))
     assert set(paper) == set(demo), "a scale without an embedded data set says `synthetic: null`"
-    apart = {"synthetic", "reported", *params.KINDS, "tables", "backbone"}
+    apart = {"synthetic", "reported", "floors", "figures", *params.KINDS, "tables", "backbone"}
     for block in set(paper) - apart:
         assert keys(paper[block], apart) == keys(demo[block], apart), block
 

@@ -21,6 +21,7 @@ from vexkd.data import images as image_tools
 from vexkd.data.augment import BevAugmentation, ImageAugmentation
 from vexkd.data.images import ImageDraw
 from vexkd.data.infos import Infos, Keyframe
+from vexkd.data.maps import Maps
 from vexkd.data.paste import PasteDatabase
 from vexkd.data.points import Sweep, choose_sweeps, in_bounds, move_in_place, read_lidar, stack_sweeps
 from vexkd.errors import InputError
@@ -44,7 +45,8 @@ class NuScenesDataset(Dataset):
     the model. test_resize: resize factor where images are not augmented. training: draw sweeps at random, shuffle
     points, augment. bev_augmentation, image_augmentation, paste (LiDAR alone) and paste_counts (class -> number):
     used in training only; paste_epochs: paste in the epochs before this one (None: always). pad_sweeps: replace
-    missing sweeps by the keyframe.
+    missing sweeps by the keyframe. history: earlier keyframes whose images follow the sample's own, nearest first. maps,
+    map_grid: rasters, and the grid in which samples hold the labels read from them under the BEV augmentation.
 
     `dataset[(epoch, index)]`, `dataset[(epoch, index, position)]` or `dataset[index]` (epoch 0).
     """
@@ -65,6 +67,9 @@ class NuScenesDataset(Dataset):
         paste_counts: Mapping[str, int] | None = None,
         paste_epochs: int | None = None,
         pad_sweeps: bool = False,
+        history: int = 0,
+        maps: Maps | None = None,
+        map_grid: geometry.BevGrid | None = None,
         seed: int = 0,
         training: bool = False,
     ) -> None:
@@ -92,6 +97,8 @@ class NuScenesDataset(Dataset):
         self.paste_counts = dict(paste_counts or {})
         self.paste_epochs = paste_epochs
         self.pad_sweeps = pad_sweeps
+        self.history = history
+        self.maps, self.map_grid = maps, map_grid
         self.seed = seed
         self.training = training
 
@@ -113,7 +120,7 @@ class NuScenesDataset(Dataset):
         near = box_tools.in_range(boxes, self.bounds)
         if points is not None:
             points = self._finish_points(points, lidar_augment, rng)
-        images = self._read_images(keyframe, rng) if "camera" in self.sensors else (None, None, None, None)
+        images = self._read_images(index, rng) if "camera" in self.sensors else (None, None, None, None)
         return Sample(
             token=keyframe.token,
             points=None if points is None else torch.from_numpy(points),
@@ -125,7 +132,14 @@ class NuScenesDataset(Dataset):
             global_from_lidar=torch.from_numpy(keyframe.global_from_lidar),
             boxes=torch.from_numpy(boxes[near].astype(np.float32)),
             labels=torch.from_numpy(labels[near].astype(np.int64)),
+            maps=self._read_maps(keyframe.token, lidar_augment),
         )
+
+    def _read_maps(self, token: str, lidar_augment: np.ndarray) -> torch.Tensor | None:
+        """Labels (K, Y', X') uint8 under the augmentation, where they are asked for."""
+        if self.maps is None:
+            return None
+        return torch.from_numpy(self.maps.labels(token, lidar_augment, self.map_grid))
 
     def _read_points(self, keyframe: Keyframe, rng: np.random.Generator) -> np.ndarray:
         """Keyframe and sweeps (P, 5), un-augmented."""
@@ -148,17 +162,35 @@ class NuScenesDataset(Dataset):
         inside = in_bounds(moved, self.bounds)
         return np.take(moved, rng.permutation(inside) if self.training else inside, axis=0)
 
-    def _read_images(self, keyframe: Keyframe, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-        """Images (N, 3, H, W), intrinsics (N, 3, 3), camera_from_lidar (N, 4, 4), image_augment (N, 3, 3); float32."""
-        pixels, matrices = [], []
-        for path, size in zip(keyframe.camera_paths, keyframe.camera_sizes, strict=True):
-            draw = self.image_augmentation.draw(rng) if self.image_augmentation else ImageDraw(resize=self.test_resize)
-            image = image_tools.read_image(self.root / path, tuple(size))
-            image, matrix = image_tools.augment(image, draw, self.image_size)
-            pixels.append(image_tools.normalise(image))
-            matrices.append(matrix)
-        arrays = (np.stack(pixels), keyframe.intrinsics, keyframe.camera_from_lidar, np.stack(matrices))
+    def _read_images(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+        """Images (F N, 3, H, W), intrinsics (F N, 3, 3), camera_from_lidar (F N, 4, 4), image_augment (F N, 3, 3); float32.
+
+        F frames: the keyframe, then `history` earlier ones. A camera is augmented alike in all of them, as published.
+        """
+        current = self.infos[index]
+        frames = [current, *self.infos.history(index, self.history)]
+        draws = [self._draw_image(rng) for _ in current.camera_paths]
+        pixels, augmented = [], []
+        for frame in frames:
+            for path, size, draw in zip(frame.camera_paths, frame.camera_sizes, draws, strict=True):
+                image = image_tools.read_image(self.root / path, tuple(size))
+                image, matrix = image_tools.augment(image, draw, self.image_size)
+                pixels.append(image_tools.normalise(image))
+                augmented.append(matrix)
+        intrinsics = np.concatenate([frame.intrinsics for frame in frames])
+        cameras = np.concatenate([current.camera_from_lidar, *(cameras_over_time(f, current) for f in frames[1:])])
+        arrays = (np.stack(pixels), intrinsics, cameras, np.stack(augmented))
         return tuple(torch.from_numpy(np.array(a, dtype=np.float32)) for a in arrays)
+
+    def _draw_image(self, rng: np.random.Generator) -> ImageDraw:
+        """What to do with the images of one camera."""
+        return self.image_augmentation.draw(rng) if self.image_augmentation else ImageDraw(resize=self.test_resize)
+
+
+def cameras_over_time(earlier: Keyframe, current: Keyframe) -> np.ndarray:
+    """camera_from_lidar (N, 4, 4) from the current keyframe's LiDAR frame to the cameras of an earlier one, by the map."""
+    earlier_from_current = geometry.inverse(earlier.global_from_lidar) @ current.global_from_lidar
+    return earlier.camera_from_lidar @ earlier_from_current
 
 
 def plain_order(count: int, rng: np.random.Generator) -> np.ndarray:

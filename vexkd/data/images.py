@@ -1,4 +1,4 @@
-"""Camera images: decoding, resize / crop / flip / rotate with its exact matrix, normalisation.
+"""Camera images: decoding, resize / crop / flip / rotate with its exact matrix, colours, normalisation, grid masks.
 
 Letters: H W image. Pixel coordinates (u, v) have whole numbers at pixel centres (OpenCV's convention, nuScenes'
 calibration and the devkit's drawings): the corner of an image is (-0.5, -0.5).
@@ -20,11 +20,28 @@ STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
 
 
 @dataclass(frozen=True)
+class Colours:
+    """What to do with the colours of one image (mmdetection's photometric distortion), in this order.
+
+    brightness: added, in 0..255. contrast: factor, here if contrast_first, else after the hue. saturation: factor. hue:
+    added, in degrees. channels: which of R, G and B stands in each place.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 1.0
+    contrast_first: bool = True
+    saturation: float = 1.0
+    hue: float = 0.0
+    channels: tuple[int, int, int] = (0, 1, 2)
+
+
+@dataclass(frozen=True)
 class ImageDraw:
     """What to do with one image, in this order.
 
     resize: factor relative to the original. across: place of the crop in the spare width (0 left, 1 right). bottom:
     fraction of the resized height cut off below. flip: horizontally. rotation: radians, counter-clockwise as seen.
+    colours: see there; None leaves them.
     """
 
     resize: float
@@ -32,6 +49,7 @@ class ImageDraw:
     bottom: float = 0.0
     flip: bool = False
     rotation: float = 0.0
+    colours: Colours | None = None
 
 
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Image.Image:
@@ -71,14 +89,76 @@ def augment(image: Image.Image, draw: ImageDraw, size: tuple[int, int]) -> tuple
     return image, matrix
 
 
-def normalise(image: Image.Image) -> np.ndarray:
-    """RGB image -> float32 (3, H, W) with ImageNet's mean 0 and deviation 1."""
-    pixels = np.asarray(image)  # H W 3
-    normal = np.empty((3, *pixels.shape[:2]), dtype=np.float32)  # 3 H W
+def normalise(image: Image.Image, colours: Colours | None = None) -> np.ndarray:
+    """RGB image, its colours changed where asked -> float32 (3, H, W) with ImageNet's mean 0 and deviation 1.
+
+    Every model gets these numbers; `vexkd.models.image_encoder.ImageEncoder` turns them into what Caffe's weights expect.
+    """
+    pixels = np.moveaxis(np.asarray(image), -1, 0)  # 3 H W
+    if colours is not None:
+        pixels = distort(pixels, colours)
+    normal = np.empty(pixels.shape, dtype=np.float32)
     for channel in range(3):
-        np.subtract(pixels[..., channel], MEAN[channel], out=normal[channel])
+        np.subtract(pixels[channel], MEAN[channel], out=normal[channel])
         normal[channel] /= STD[channel]
     return normal
+
+
+def distort(pixels: np.ndarray, colours: Colours) -> np.ndarray:
+    """RGB pixels (3, H, W) in 0..255 with changed colours, float32, not clipped (as published)."""
+    pixels = np.array(pixels, dtype=np.float32, order="C")
+    pixels += np.float32(colours.brightness)
+    if colours.contrast_first:
+        pixels *= np.float32(colours.contrast)
+    if colours.hue != 0:
+        hue, saturation, value = hue_saturation_value(pixels)
+        pixels = from_hue_saturation_value(hue + np.float32(colours.hue), saturation, value)
+    if colours.saturation != 1:  # it is the distance from the largest channel, over it
+        value = pixels.max(axis=0)
+        pixels = value + np.float32(colours.saturation) * (pixels - value)
+    if not colours.contrast_first:
+        pixels *= np.float32(colours.contrast)
+    return pixels[list(colours.channels)]
+
+
+def hue_saturation_value(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """RGB (3, H, W) -> hue in degrees, saturation (1 for pure colours) and value, the largest of the three; each (H, W)."""
+    red, green, blue = pixels
+    tiny = np.finfo(np.float32).eps
+    value = pixels.max(axis=0)
+    spread = value - pixels.min(axis=0)
+    step = 60 / np.maximum(spread, tiny)
+    hue = np.where(value == green, (blue - red) * step + 120, (red - green) * step + 240)
+    hue = np.where(value == red, (green - blue) * step, hue)
+    return np.where(hue < 0, hue + 360, hue), spread / (np.abs(value) + tiny), value
+
+
+def from_hue_saturation_value(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The inverse of `hue_saturation_value`, for any hue in degrees: (3, H, W)."""
+    pixels = np.empty((3, *hue.shape), dtype=np.float32)
+    chroma, sector = value * saturation, hue / np.float32(60)
+    for channel, start in enumerate((5, 3, 1)):  # each channel falls by the chroma on its own part of the circle
+        turn = sector + np.float32(start)
+        turn -= 6 * np.floor(turn / 6)
+        fall = np.minimum(turn, 4 - turn).clip(0, 1)
+        pixels[channel] = value - chroma * fall
+    return pixels
+
+
+def grid_mask(size: tuple[int, int], period: int, row: int, column: int, ratio: float) -> np.ndarray:
+    """Mask (H, W) float32 of zeros in a grid of squares, for all images of a sample (GridMask, its mode 1, unturned).
+
+    Stripes of a `ratio` of the period stay, along rows and along columns, beginning at (row, column) of a canvas half as
+    large again as the image, whose centre the image is; what lies between the stripes becomes zero.
+    """
+    width = min(max(int(period * ratio + 0.5), 1), period - 1)
+    kept = []
+    for length, start in zip(size, (row, column), strict=True):
+        canvas = int(1.5 * length)
+        place = np.arange(canvas) - start
+        stripe = (place >= 0) & (place % period < width) & (place // period < canvas // period)
+        kept.append(stripe[(canvas - length) // 2 :][:length])
+    return (kept[0][:, None] | kept[1][None]).astype(np.float32)
 
 
 def _resize_and_crop(

@@ -97,7 +97,20 @@ class Infos:
 
     def __getitem__(self, position: int) -> Keyframe:
         """The keyframe at a position of this split."""
+        return self._keyframe(int(self.rows[position]))
+
+    def history(self, position: int, count: int) -> list[Keyframe]:
+        """The `count` keyframes before the one at a position, nearest first, of the same scene.
+
+        As in the published recipe (BEVDet4D) the keyframe itself stands for those before its scene.
+        """
         row = int(self.rows[position])
+        scenes = self.samples["scene"]
+        earlier = [row - back if back <= row else row for back in range(1, count + 1)]
+        return [self._keyframe(e if scenes[e] == scenes[row] else row) for e in earlier]
+
+    def _keyframe(self, row: int) -> Keyframe:
+        """The keyframe in a row of `samples`."""
         a = self.arrays
         sweep = _window(a["sweep_offset"], a["sweep_count"], row)
         box = _window(a["box_offset"], a["box_count"], row)

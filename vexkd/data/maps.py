@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,19 +28,12 @@ from tqdm import tqdm
 from vexkd import geometry, provenance
 from vexkd.data import infos as info_tools
 from vexkd.errors import InputError
+from vexkd.params import MAP_CLASSES as CLASSES
 
 SCHEMA = 1
-# Class -> the layers of the map expansion that it unites, in BEVFusion's order.
-LAYERS = {
-    "drivable_area": ("drivable_area",),
-    "ped_crossing": ("ped_crossing",),
-    "walkway": ("walkway",),
-    "stop_line": ("stop_line",),
-    "carpark_area": ("carpark_area",),
-    "divider": ("road_divider", "lane_divider"),
-}
-CLASSES = tuple(LAYERS)
 LINES = ("road_divider", "lane_divider")
+# Class -> the layers of the map expansion that it unites.
+LAYERS = {name: LINES if name == "divider" else (name,) for name in CLASSES}
 LINE_WIDTH = 1.0  # metres: the two pixels of BEVFusion's rasters at 0.5 m
 OLDEST = (1, 3)  # the first map expansion with all the layers
 Edges = Literal["published", "centre"]
@@ -60,26 +53,6 @@ class Expansion:
     open_lines: bool
 
 
-def needed_reach(
-    bounds: Sequence[float],
-    *,
-    rotation: float = 0.0,
-    scale: tuple[float, float] = (1.0, 1.0),
-    translation: float = 0.0,
-    sigmas: float = 6.0,
-) -> float:
-    """How far from the LiDAR (metres) a raster must reach so that labels within `bounds` are exact when augmented.
-
-    bounds: (x0, y0, z0, x1, y1, z1) of the label grid. rotation (radians), scale and translation (standard deviation,
-    metres) are those of `augment.BevAugmentation`, flips included; translation counts `sigmas` times, for it is normal
-    (beyond 6: once in 5e8 draws).
-    """
-    x, y = (max(abs(bounds[i]), abs(bounds[i + 3])) + sigmas * translation for i in (0, 1))
-    radius, angle = math.hypot(x, y), math.atan2(y, x)  # the far corner, which turns towards either axis
-    nearest_x, nearest_y = max(angle - rotation, 0.0), max(math.pi / 2 - angle - rotation, 0.0)
-    return radius * max(math.cos(nearest_x), math.cos(nearest_y)) / min(scale)
-
-
 def build(
     root: Path,
     infos_dir: Path,
@@ -93,7 +66,7 @@ def build(
 ) -> int:
     """Write `out/rasters.npy` and `out/index.parquet` for every sample of the infos; returns how many there are.
 
-    reach: metres around the LiDAR, rounded up to whole cells (see `needed_reach`). cell: side of a cell in metres.
+    reach: metres around the LiDAR, rounded up to whole cells (see `geometry.needed_reach`). cell: side of a cell in metres.
     edges: see `rasterise`. Finished parts stay in `out/.parts` until all is done: a build that was interrupted goes on
     from them. The files do not depend on the number of workers. Raises InputError for a missing, old or damaged map
     expansion, and for a sample without a location.
@@ -134,11 +107,17 @@ def build(
     return len(infos)
 
 
+def map_bytes(reach: float, cell: float) -> int:
+    """Bytes of a sample's raster of +-reach metres, packed."""
+    side = 2 * math.ceil(reach / cell - 1e-9)
+    return len(CLASSES) * side * -(-side // 8)
+
+
 class Maps:
     """Opened rasters, from which the labels of a sample are read under its augmentation.
 
-    cell, reach: of the rasters, in metres. Raises InputError if the two files are missing, damaged, of another schema,
-    or not of one build.
+    cell, reach: of the rasters, in metres; sha256: of their file. Raises InputError if the two files are missing, damaged,
+    of another schema, or not of one build.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -156,7 +135,7 @@ class Maps:
         recipe = json.loads(metadata[b"vexkd.maps"])
         self.directory = directory
         self.cell, self.reach, self.edges = float(recipe["cell"]), float(recipe["reach"]), recipe["edges"]
-        self.side = round(2 * self.reach / self.cell)
+        self.side, self.sha256 = round(2 * self.reach / self.cell), recipe["sha256"]
         shape = (index.num_rows, len(CLASSES), self.side, -(-self.side // 8))
         if self._rasters.shape != shape or self._rasters.dtype != np.uint8 or recipe["classes"] != list(CLASSES):
             raise InputError(f"{directory / 'rasters.npy'} does not belong to the index.parquet beside it: {cure}.")
@@ -170,6 +149,15 @@ class Maps:
 
     def __reduce__(self) -> tuple[type[Maps], tuple[Path]]:
         return Maps, (self.directory,)  # a spawned worker opens the files again instead of being sent the rasters
+
+    def require(self, *, cell: float, edges: Edges) -> Maps:
+        """These maps, or InputError where they were drawn otherwise than a run asks for."""
+        if not math.isclose(self.cell, cell) or self.edges != edges:
+            raise InputError(
+                f"map rasters {self.directory} have cells of {self.cell:g} m and {self.edges} edges, but the run asks for "
+                f"{cell:g} m and {edges}: run vexkd maps again."
+            )
+        return self
 
     def raster(self, token: str) -> np.ndarray:
         """The whole raster of a sample as it lies on disk, unpacked, (C, side, side) uint8."""

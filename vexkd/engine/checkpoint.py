@@ -104,13 +104,15 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], where: str) -> N
     model.load_state_dict(tensors)
 
 
-def start_from(model: BEVModel, path: Path) -> list[str]:
+def start_from(model: BEVModel, path: Path, *, head: bool = True) -> list[str]:
     """Start a model with both sensors from LiDAR-only weights; returns the names of the parts that stay new.
 
-    Every tensor of the file must find its place with its shape; only whole parts (camera, fusion) may be new.
+    Every tensor of the file must find its place with its shape; only whole parts (camera, fusion) may be new. head: take
+    the file's head too; False where it was trained for another task, and the model's stays new.
     """
     tensors, own = read_tensors(path), model.state_dict()
     read_header(path)
+    tensors = {k: t for k, t in tensors.items() if head or not k.startswith("head.")}
     wrong = [f"{k} is not part of the model" for k in tensors if k not in own]
     wrong += [
         f"{k} has shape {tuple(t.shape)}, the model wants {tuple(own[k].shape)}"

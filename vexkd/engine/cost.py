@@ -16,6 +16,8 @@ from typing import Any
 
 from vexkd import provenance
 from vexkd.data import infos as infos_module
+from vexkd.data.map_predictions import THRESHOLDS
+from vexkd.data.maps import map_bytes
 from vexkd.errors import InputError
 from vexkd.params import Params, Run
 
@@ -116,7 +118,7 @@ def cost_key(params: Params, run: Run) -> str:
         values["teacher"] = _deciding(params.run(run.teacher))
         distill = run.distill.model_dump(mode="json", by_alias=True)
         values["distill"] = {key: value for key, value in distill.items() if key not in _FREE_OF_DISTILL}
-        values["masks"] = run.distill.mask != "none"
+        values["masks"] = run.distill.learns_masks
         values["frozen masks"] = freezes(run)
     return provenance.digest(values)
 
@@ -124,13 +126,14 @@ def cost_key(params: Params, run: Run) -> str:
 def _deciding(run: Run) -> dict[str, Any]:
     """The settings of a run's model and of its decoding."""
     kept = {key: value for key, value in run.training().items() if key not in _FREE | {"distill"}}
-    return kept | {"decoding": getattr(run.inference, run.head).model_dump(mode="json")}
+    decoding = getattr(run.inference, run.head, None)  # maps have none
+    return kept | {"decoding": decoding.model_dump(mode="json") if decoding else None}
 
 
 def freezes(run: Run) -> bool:
     """Whether a run's masks stop learning at some time, after which its steps are cheaper."""
     distill = run.distill
-    if distill is None or distill.mask == "none":
+    if distill is None or not distill.learns_masks:
         return False
     return distill.stop_mask_epoch is not None or distill.stop_mask_iteration is not None
 
@@ -301,7 +304,9 @@ def _share_learning(run: Run, steps: int) -> float:
 
 
 def prediction_bytes(run: Run, samples: int) -> int:
-    """At most the size of a predictions file: as many boxes a sample as the head gives and nuScenes takes."""
+    """At most the size of a predictions file: as many boxes a sample as the head gives and nuScenes takes, or maps."""
+    if run.task == "segmentation":
+        return samples * len(THRESHOLDS).bit_length() * map_bytes(run.map.reach, run.map.cell)
     most = run.inference.max_boxes if run.transfusion is None else run.transfusion.proposals
     return min(most, run.inference.max_boxes) * samples * _BOX_BYTES
 
@@ -330,6 +335,7 @@ class Total:
     disk: int
     scratch: int
     memory: int
+    runtime_minutes: int
     time_limit: str
     without: list[str]
 
@@ -338,6 +344,7 @@ def total(name: str, params: Params, names: Iterable[str], costs: dict[str, Cost
     """The sum over some runs; those that cannot be trained are named in `without`."""
     members = [name for name in names if name in costs]
     sound = [costs[name] for name in members if not costs[name].trouble]
+    minutes = max((cost.runtime_minutes for cost in sound), default=0)
     return Total(
         name=name,
         runs=members,
@@ -346,7 +353,8 @@ def total(name: str, params: Params, names: Iterable[str], costs: dict[str, Cost
         disk=sum(cost.disk for cost in sound),
         scratch=sum(cost.scratch for cost in sound),
         memory=max((cost.memory for cost in sound), default=0),
-        time_limit=slurm_time(max((cost.runtime_minutes for cost in sound), default=0)),
+        runtime_minutes=minutes,
+        time_limit=slurm_time(minutes),
         without=[name for name in members if costs[name].trouble],
     )
 
@@ -458,7 +466,7 @@ def run_cells(found: Forecast) -> tuple[list[str], list[list[str]]]:
     unit = found.probe.unit
     gpu = unit == "GPU"
     head = ["Run", "Params (M)", "s/sample", "Epochs × samples", "Seeds", "Hours", f"{unit}-hours", "Disk (GB)"]
-    head += ["Scratch (GB)", "Memory (GB)", *(["GPU mem. (GB)"] if gpu else []), "Time limit"]
+    head += ["Scratch (GB)", "Memory (GB)", *(["GPU mem. (GB)"] if gpu else []), "runtime (min)"]
     return head, [_run_row(cost, gpu) for cost in found.costs.values()]
 
 
@@ -470,7 +478,8 @@ def _run_row(cost: Cost, gpu: bool) -> list[str]:
     sizes = [gigabytes(cost.disk), gigabytes(cost.scratch), gigabytes(cost.memory)]
     sizes += [gigabytes(cost.gpu_memory or 0)] if gpu else []
     hours = [number(cost.hours), number(cost.device_hours)]
-    return [*start, f"{cost.seconds_per_sample:.3g}", plan, str(cost.seeds), *hours, *sizes, cost.time_limit]
+    limit = f"{cost.runtime_minutes} ({cost.time_limit})"
+    return [*start, f"{cost.seconds_per_sample:.3g}", plan, str(cost.seeds), *hours, *sizes, limit]
 
 
 def table_cells(found: Forecast) -> tuple[list[str], list[list[str]]]:
@@ -511,8 +520,9 @@ def notes(found: Forecast) -> list[str]:
         f"Samples: {'; '.join(sorted({cost.samples_from for cost in found.costs.values()}))}.",
         "Disk: weights, predictions and curves. Scratch: the resumable state while it is rewritten. Memory: the peak of "
         "one process, its loader processes apart.",
-        f"Time limit: of one training, {MARGIN:.0%} and {START_MINUTES} minutes over its forecast; a longer training "
-        "resumes in the next job.",
+        f"runtime: the time limit of one training, {MARGIN:.0%} and {START_MINUTES} minutes over its forecast, in minutes "
+        "as a profile has it under `set-resources: train` (and as Slurm writes it); a training that takes longer goes on "
+        f"in the next job. The longest here: `runtime: {found.everything.runtime_minutes}`.",
         "Not in it: preparation, scoring and figures (CPU).",
     ]
     lines += [f"Measured once: {', '.join(group)}." for group in found.shared.values() if len(group) > 1]

@@ -26,11 +26,12 @@ from vexkd.data.infos import load as load_infos
 from vexkd.distill import distiller
 from vexkd.engine import optim, tasks
 from vexkd.engine.cost import Measured, Probe, distinct, freezes
+from vexkd.engine.predict import infer
 from vexkd.engine.seeding import seed_everything
 from vexkd.engine.train import Supervised
 from vexkd.errors import InputError
 from vexkd.models import bev_model
-from vexkd.params import Params, Run
+from vexkd.params import MAP_CLASSES, Params, Run
 
 # nuScenes' sensors: LiDAR height, rings and their elevations; horizontal directions a turn; cameras' yaw and focal length.
 _LIDAR_HEIGHT = 1.84
@@ -59,14 +60,14 @@ def measure(
     if (root is None) != (infos is None):
         raise InputError("real samples need both --root and --infos; give both or neither.")
     found = load_infos(infos) if infos is not None else None
-    paste = infos.parent / "paste" if infos is not None else None
+
     groups = distinct(params, names)
     models = {}
     for number, (key, members) in enumerate(groups.items(), 1):
         run = params.run(members[0])
         began = time.monotonic()
-        if root is not None and found is not None:
-            source = _RealSamples(params, run, root=root, infos=found, paste=paste)
+        if root is not None and infos is not None and found is not None:
+            source = _RealSamples(params, run, root=root, infos=found, artifacts=infos.parent)
         else:
             source = _MadeUpSamples(params, run)
         models[key] = measure_model(params, run, source, steps=steps, micro=micro, device=chosen)
@@ -189,11 +190,10 @@ def _train(
 def _predict(model: nn.Module, run: Run, batches: list[Batch], device: torch.device) -> float:
     """Median seconds of a prediction, decoding included; the first is left out where there are several."""
     model.eval()
-    settings = getattr(run.inference, run.head).model_dump()
     seconds = []
     for batch in batches:
         began = _now(device)
-        model.detect(batch.to(device), bounds=run.inference.range, settings=settings)
+        infer(model, batch.to(device), run)
         seconds.append(_now(device) - began)
     return statistics.median(seconds[1:] or seconds)
 
@@ -243,12 +243,12 @@ class _RealSamples:
 
     real = True
 
-    def __init__(self, params: Params, run: Run, *, root: Path, infos: Infos, paste: Path | None) -> None:
+    def __init__(self, params: Params, run: Run, *, root: Path, infos: Infos, artifacts: Path) -> None:
         images = params.run(run.teacher) if run.teacher else run
-        database = paste if paste is not None and (paste / "index.parquet").is_file() else None
-        if run.paste is not None and database is None:
+        paste, maps = artifacts / "paste", artifacts / "maps"
+        if run.paste is not None and not (paste / "index.parquet").is_file():
             run = run.model_copy(update={"paste": None})
-        learning = tasks.training_set(run, images, root=root, infos=infos, paste=database, seed=0)
+        learning = tasks.training_set(run, images, root=root, infos=infos, paste=paste, maps=maps, seed=0)
         self.training = _spread(learning)
         self.validation = _spread(tasks.validation_set(run, root=root, infos=infos))
 
@@ -269,18 +269,21 @@ class _MadeUpSamples:
 
     def __init__(self, params: Params, run: Run) -> None:
         images = params.run(run.teacher) if run.teacher else run
-        self.training = _made_up(params, run, images if images.camera else run)
-        self.validation = _made_up(params, run, run)
+        self.training = _made_up(params, run, images if images.camera else run, points=True)
+        self.validation = _made_up(params, run, run, points="lidar" in run.sensors)
 
 
-def _made_up(params: Params, run: Run, images: Run) -> Iterator[Sample]:
+def _made_up(params: Params, run: Run, images: Run, *, points: bool) -> Iterator[Sample]:
     rng = np.random.default_rng(0)
     while True:
-        yield made_up_sample(params, run, images, rng)
+        yield made_up_sample(params, run, images, rng, points=points)
 
 
-def made_up_sample(params: Params, run: Run, images: Run, rng: np.random.Generator) -> Sample:
-    """One sample with the sensors of `run` and, where it has cameras, of `images`."""
+def made_up_sample(params: Params, run: Run, images: Run, rng: np.random.Generator, *, points: bool = True) -> Sample:
+    """One sample with the cameras of `images`, map labels where `run` has them, and LiDAR points or none.
+
+    Trainings get points always: a teacher reads them, and what cameras learn of depth is learnt from them.
+    """
     bounds = run.bev.range
     pixels = _made_up_images(params, images, rng) if images.camera is not None else (None, None, None, None)
     boxes = np.zeros((_BOXES, 9), dtype=np.float32)
@@ -289,10 +292,10 @@ def made_up_sample(params: Params, run: Run, images: Run, rng: np.random.Generat
     boxes[:, 2] = rng.uniform(-1.5, 0.0, _BOXES)
     boxes[:, 3:6] = rng.uniform([0.5, 0.5, 1.0], [8.0, 2.5, 3.0], (_BOXES, 3))
     boxes[:, 6] = rng.uniform(-np.pi, np.pi, _BOXES)
-    points = made_up_points(params, run, rng) if "lidar" in {*run.sensors, *images.sensors} else None
+    cloud = made_up_points(params, run, rng) if points else None
     return Sample(
         token="made-up",
-        points=None if points is None else torch.from_numpy(points),
+        points=None if cloud is None else torch.from_numpy(cloud),
         images=pixels[0],
         intrinsics=pixels[1],
         camera_from_lidar=pixels[2],
@@ -301,7 +304,13 @@ def made_up_sample(params: Params, run: Run, images: Run, rng: np.random.Generat
         global_from_lidar=torch.eye(4, dtype=torch.float64),
         boxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(rng.integers(0, len(box_tools.CLASSES), _BOXES)),
+        maps=torch.from_numpy(_made_up_maps(run, rng)) if run.map else None,
     )
+
+
+def _made_up_maps(run: Run, rng: np.random.Generator) -> np.ndarray:
+    """Labels (K, Y, X) of noise."""
+    return rng.integers(0, 2, (len(MAP_CLASSES), *run.map.grid.shape), dtype=np.uint8)
 
 
 def made_up_points(params: Params, run: Run, rng: np.random.Generator) -> np.ndarray:

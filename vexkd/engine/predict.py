@@ -1,4 +1,6 @@
-"""Predictions of a trained model in nuScenes' submission format, one file for a whole split, made by any number of processes.
+"""Predictions of a trained model for a whole split in one file, made by any number of processes.
+
+Boxes are written in nuScenes' submission format, maps as packed levels (`vexkd.data.map_predictions`).
 
 A scene belongs to one process and a batch to one scene, so that what is computed, and in which order within a scene, does
 not depend on the number of processes.
@@ -7,17 +9,20 @@ not depend on the number of processes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
+from torch import Tensor
 from tqdm import tqdm
 
 from vexkd import boxes as box_tools
 from vexkd import geometry, provenance
 from vexkd.batch import Batch, Detections
+from vexkd.data import map_predictions
 from vexkd.data.dataset import Key
 from vexkd.engine import checkpoint
 from vexkd.models.bev_model import BEVModel
@@ -52,50 +57,93 @@ def predict(
     device: torch.device,
     tokens: Sequence[str],
     state: PartialState,
-) -> int:
-    """Write the submission JSON of all processes' batches, samples in the order of `tokens`; returns the number of boxes.
+) -> str:
+    """Write the predictions of all processes' batches, samples in the order of `tokens`; returns what they are, in words.
 
-    Processes hand their share to the main one in files beside `out`; the count is the main process's.
+    Processes hand their share to the main one in files beside `out`.
     """
-    results = detect(model, batches, run=run, device=device, show=state.is_main_process)
+    maps = run.task == "segmentation"
+    compute, write, read = (segment, _write_maps, _read_maps) if maps else (detect, _write_boxes, _read_boxes)
+    meta = {f"use_{name}": name in run.sensors for name in ("camera", "lidar", "radar", "map", "external")}
+    meta |= {f"use_{name}": False for name in model.dropped}
+    meta |= {"dropped": list(model.dropped)} if model.dropped else {}
+    meta["inference"] = run.after_training()
+    results = compute(model, batches, run=run, device=device, show=state.is_main_process)
     if not state.is_main_process:
-        provenance.write_text(_share(out, state.process_index), json.dumps(results))
+        write(_share(out, state.process_index), results, meta, run)
     state.wait_for_everyone()
     if not state.is_main_process:
-        return 0
+        return ""
     shares = [_share(out, rank) for rank in range(1, state.num_processes)]
     for share in shares:
-        results |= json.loads(share.read_text())
-    meta = {f"use_{name}": name in run.sensors for name in ("camera", "lidar", "radar", "map", "external")}
-    meta["inference"] = run.after_training()
-    ordered = {token: results[token] for token in tokens}
-    with checkpoint.writing(out), provenance.atomic(out) as temporary:
-        temporary.write_text(json.dumps({"meta": meta, "results": ordered}))
+        results |= read(share)
+    with checkpoint.writing(out):
+        write(out, {token: results[token] for token in tokens}, meta, run)
     for share in shares:
         share.unlink(missing_ok=True)
-    return sum(len(boxes) for boxes in results.values())
+    return "maps" if maps else f"{sum(len(boxes) for boxes in results.values())} boxes"
 
 
 def _share(out: Path, rank: int) -> Path:
     return out.with_name(f".{out.name}.rank{rank}")
 
 
-@torch.no_grad()
+def _write_boxes(path: Path, results: dict[str, list[dict]], meta: dict[str, Any], run: Run) -> None:
+    provenance.write_text(path, json.dumps({"meta": meta, "results": results}))
+
+
+def _read_boxes(path: Path) -> dict[str, list[dict]]:
+    return json.loads(path.read_text())["results"]
+
+
+def _write_maps(path: Path, results: dict[str, np.ndarray], meta: dict[str, Any], run: Run) -> None:
+    map_predictions.write(path, results, reach=run.map.reach, cell=run.map.cell, **meta)
+
+
+def _read_maps(path: Path) -> dict[str, np.ndarray]:
+    found = map_predictions.read(path)
+    return {token: np.array(found.packed[row]) for token, row in found.rows.items()}
+
+
 def detect(
     model: BEVModel, batches: Iterable[Batch], *, run: Run, device: torch.device, show: bool = True
 ) -> dict[str, list[dict]]:
     """Submission entries of each sample, by token; show: a progress bar."""
-    model = model.to(device).eval()
-    settings = getattr(run.inference, run.head).model_dump()
     results: dict[str, list[dict]] = {}
-    for batch in tqdm(batches, desc=f"predict {run.name}", unit="batch", disable=None if show else True):
-        found = model.detect(batch.to(device), bounds=run.inference.range, settings=settings)
+    for batch, found in _inferred(model, batches, run, device, show):
         for sample, detections in enumerate(found):
             matrix = batch.global_from_lidar[sample].double().cpu().numpy()
             results[batch.token[sample]] = submission(
                 batch.token[sample], detections, matrix, limit=run.inference.max_boxes
             )
     return results
+
+
+def segment(
+    model: BEVModel, batches: Iterable[Batch], *, run: Run, device: torch.device, show: bool = True
+) -> dict[str, np.ndarray]:
+    """Packed levels of the map classes of each sample, by token; show: a progress bar."""
+    results: dict[str, np.ndarray] = {}
+    for batch, found in _inferred(model, batches, run, device, show):
+        levels = map_predictions.levels(found.cpu().numpy())  # B C Y X
+        results |= {token: map_predictions.pack(level) for token, level in zip(batch.token, levels, strict=True)}
+    return results
+
+
+def _inferred(
+    model: BEVModel, batches: Iterable[Batch], run: Run, device: torch.device, show: bool
+) -> Iterator[tuple[Batch, Any]]:
+    """Batches with what the model says of them."""
+    model = model.to(device).eval()
+    for batch in tqdm(batches, desc=f"predict {run.name}", unit="batch", disable=None if show else True):
+        yield batch, infer(model, batch.to(device), run)
+
+
+def infer(model: BEVModel, batch: Batch, run: Run) -> list[Detections] | Tensor:
+    """Decoded boxes of each sample, or probabilities of the map classes (B, C, Y, X): as the run's task is."""
+    if run.task == "segmentation":
+        return model.segment(batch)
+    return model.detect(batch, bounds=run.inference.range, settings=getattr(run.inference, run.head).model_dump())
 
 
 def submission(token: str, found: Detections, global_from_lidar: np.ndarray, *, limit: int) -> list[dict]:

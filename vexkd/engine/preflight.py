@@ -24,6 +24,7 @@ from typing import Literal
 
 from vexkd import provenance, seal
 from vexkd.data import tables
+from vexkd.data.maps import map_bytes
 from vexkd.engine import cost
 from vexkd.errors import InputError
 from vexkd.params import Params
@@ -198,6 +199,9 @@ def plan(params: Params, *, root: Path, scratch: Path, here: Path) -> dict[Path,
         needs[here] += (most.train + most.validation) * _INFOS_BYTES
     if any(row.paste for row in params.runs.values()) and not (here / "artifacts/paste/index.parquet").is_file():
         needs[here] += most.train * _PASTE_BYTES
+    if any(row.map for row in params.runs.values()) and not (here / "artifacts/maps/index.parquet").is_file():
+        drawn = seal.map_settings(params)
+        needs[here] += (most.train + most.validation) * map_bytes(drawn["reach"], drawn["cell"])
     town = params.synthetic
     if town is not None and not root.exists():
         pixels = 6 * town.image_size[0] * town.image_size[1] * _TOWN_BYTES["pixel"]

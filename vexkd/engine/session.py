@@ -41,6 +41,7 @@ def train(
     threads: int | None,
     pace: Pace,
     device: str | None,
+    maps: Path | None = None,
 ) -> None:
     """Train one run with one seed; exits with status 75 where it saved its state and stopped early.
 
@@ -53,9 +54,9 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     accelerator = processes.start_accelerator(run.train.precision, device)
-    sources = Sources(root, infos, paste, start, teacher)
+    sources = Sources(root, infos, paste, maps, start, teacher)
     with _as_one_job():
-        inputs = input_hashes(infos=infos, paste=paste, start=start, teacher=teacher)
+        inputs = input_hashes(infos=infos, paste=paste, maps=maps, start=start, teacher=teacher)
         finished = accelerator.is_main_process and checkpoint.is_finished(out, run=run, inputs=inputs, seed=seed)
         if any(processes.anywhere(accelerator, finished)):
             _say_finished(run, seed, out, accelerator)
@@ -78,11 +79,12 @@ def train(
 
 @dataclass(frozen=True)
 class Sources:
-    """What a training reads: the raw data, infos, pasted objects, and the weights it starts from and is taught by."""
+    """What a training reads: raw data, infos, pasted objects, map rasters, the weights it starts from and is taught by."""
 
     root: Path
     infos: Path
     paste: Path | None
+    maps: Path | None
     start: Path | None
     teacher: Path | None
 
@@ -103,10 +105,18 @@ def _fit(
     seed_everything(seed, accelerator.process_index)
     with contextlib.nullcontext() if main else contextlib.redirect_stdout(io.StringIO()):
         task, images = tasks.build_task(run, start=sources.start, teacher=sources.teacher)
-    infos = load_infos(sources.infos)
+    dataset = tasks.training_set(
+        run,
+        images,
+        root=sources.root,
+        infos=load_infos(sources.infos),
+        paste=sources.paste,
+        maps=sources.maps,
+        seed=seed,
+    )
     trainer = Trainer(
         task=task,
-        dataset=tasks.training_set(run, images, root=sources.root, infos=infos, paste=sources.paste, seed=seed),
+        dataset=dataset,
         run=run,
         seed=seed,
         state=folder / "state.safetensors",
@@ -211,10 +221,12 @@ def predict(
     workers: int,
     threads: int | None,
     device: str | None,
+    drop: str | None = None,
 ) -> None:
     """Predict the validation split with trained weights; their own settings decide, `config` only checks them.
 
-    Several processes share the scenes; the file is the same, byte for byte, whatever their number.
+    drop: a sensor to do without. Several processes share the scenes; the file is the same, byte for byte, whatever their
+    number.
     """
     processes.mark_messages()
     if threads:
@@ -223,7 +235,12 @@ def predict(
     model, run = checkpoint.load_model(weights, expected=expected)
     if inference is not None:
         run = params.with_inference(run, inference)
-    dataset = tasks.validation_set(run, root=root, infos=load_infos(infos))
+    ending = seal.predictions_path("", run, 0).suffix
+    if out.suffix != ending:
+        raise InputError(f"{out}: predictions of a {run.task} run are a {ending} file; name one with --out.")
+    if drop is not None:
+        model.drop(drop)
+    dataset = tasks.validation_set(run, root=root, infos=load_infos(infos), drop=drop)
     state = processes.start_processes(device)
     with _as_one_job():
         keys = prediction.scene_batches(
@@ -232,11 +249,11 @@ def predict(
         seed_everything(0)
         chosen = torch.device("cuda", state.local_process_index) if state.device.type == "cuda" else torch.device("cpu")
         batches = loader(dataset, keys, workers=workers)
-        boxes = prediction.predict(
+        found = prediction.predict(
             model, batches, out, run=run, device=chosen, tokens=dataset.infos.tokens(), state=state
         )
         if state.is_main_process:
-            print(f"{run.name}: {boxes} boxes in {len(dataset)} samples -> {out}", flush=True)
+            print(f"{run.name}: {found} in {len(dataset)} samples -> {out}", flush=True)
 
 
 def _scenes(dataset: NuScenesDataset) -> list[str]:

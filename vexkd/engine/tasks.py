@@ -10,6 +10,7 @@ from torch import nn
 from vexkd.data.augment import BevAugmentation, ImageAugmentation
 from vexkd.data.dataset import NuScenesDataset
 from vexkd.data.infos import Infos
+from vexkd.data.maps import Maps
 from vexkd.data.paste import PasteDatabase
 from vexkd.distill import distiller
 from vexkd.engine import checkpoint
@@ -27,7 +28,8 @@ def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[n
     model = bev_model.build(run)
     if run.start is not None:
         _check_origin(run.start, start, f"{run.name}: start")
-        new = checkpoint.start_from(model, start)
+        same_task = checkpoint.read_header(start)["settings"]["task"] == run.task
+        new = checkpoint.start_from(model, start, head=same_task)
         print(f"{run.name}: starts from {run.start}; new are {', '.join(new) or 'no parts'}", flush=True)
     if run.teacher is None:
         return Supervised(model), run
@@ -49,7 +51,9 @@ def _check_origin(name: str, weights: Path | None, where: str) -> None:
         raise InputError(f"{weights}: {where} must be {name}, these are the weights of {found}; pass those of {name}.")
 
 
-def training_set(run: Run, images: Run, *, root: Path, infos: Infos, paste: Path | None, seed: int) -> NuScenesDataset:
+def training_set(
+    run: Run, images: Run, *, root: Path, infos: Infos, paste: Path | None, maps: Path | None = None, seed: int
+) -> NuScenesDataset:
     """The training split with its augmentation: one draw serves student and teacher. `images`: whose camera settings."""
     sensors = [name for name in ("lidar", "camera") if name in {*run.sensors, *images.sensors}]
     augment, picture = run.bev_augment, images.image_augment
@@ -57,6 +61,8 @@ def training_set(run: Run, images: Run, *, root: Path, infos: Infos, paste: Path
         raise InputError(
             f"{run.name}: the settings ask for pasted objects; pass the ground-truth database with --paste."
         )
+    if run.map is not None and maps is None:
+        raise InputError(f"{run.name}: the settings ask for map labels; pass the folder of their rasters with --maps.")
     return NuScenesDataset(
         root=_existing(root),
         infos=infos.subset(run.data.train_split),
@@ -79,20 +85,23 @@ def training_set(run: Run, images: Run, *, root: Path, infos: Infos, paste: Path
         paste=PasteDatabase(paste) if run.paste else None,
         paste_counts=run.paste.counts if run.paste else None,
         paste_epochs=run.paste.until_epoch if run.paste else None,
+        maps=Maps(maps).require(cell=run.map.cell, edges=run.map.edges) if run.map else None,
+        map_grid=run.map.grid if run.map else None,
         seed=seed,
         training=True,
     )
 
 
-def validation_set(run: Run, *, root: Path, infos: Infos) -> NuScenesDataset:
-    """The validation split for the run's own sensors, without augmentation."""
+def validation_set(run: Run, *, root: Path, infos: Infos, drop: str | None = None) -> NuScenesDataset:
+    """The validation split for the run's own sensors but one to `drop`, without augmentation."""
+    sensors = [name for name in run.sensors if name != drop]
     return NuScenesDataset(
         root=_existing(root),
         infos=infos.subset(run.data.val_split),
-        sensors=run.sensors,
+        sensors=sensors,
         bounds=run.bev.range,
         sweeps=run.data.sweeps,
-        image_size=tuple(run.camera.image_size) if run.camera else None,
+        image_size=tuple(run.camera.image_size) if "camera" in sensors else None,
         test_resize=run.image_augment.test_resize if run.image_augment else 1.0,
     )
 

@@ -11,17 +11,16 @@ import contextlib
 import io
 import json
 import math
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from vexkd import provenance
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
+from vexkd.evaluate import collect as gathering
+from vexkd.evaluate import resamples
 
 # Our name of each mean error -> the devkit's name of the error.
 ERRORS = {"mATE": "trans_err", "mASE": "scale_err", "mAOE": "orient_err", "mAVE": "vel_err", "mAAE": "attr_err"}
@@ -43,6 +42,14 @@ def evaluate_many(
     value, or None where nuScenes defines none}}}. A file without a single box scores 0 with errors of 1. Raises
     InputError for a data set, split or configuration that is not there, and for a file that is malformed or incomplete.
     """
+    opened = _boxes(predictions, root=root, version=version, split=split, config=config)
+    return {name: _score(*boxes) for name, *boxes in opened}
+
+
+def _boxes(
+    predictions: dict[str, Path], *, root: Path, version: str, split: str, config: str
+) -> Iterator[tuple[str, Any, Any, Any, Any]]:
+    """Of each file: its name, the devkit's handle, ground truth and predictions, and the configuration; one at a time."""
     settings = _configuration(config)
     for path in predictions.values():
         if not Path(path).is_file():
@@ -50,71 +57,35 @@ def evaluate_many(
     with _quiet():
         nusc = _open(Path(root), version)
         truth, custom = _ground_truth(nusc, split, settings)
-        return {
-            name: _score(nusc, truth, _predicted(nusc, Path(path), truth, split, custom, settings), settings)
-            for name, path in predictions.items()
-        }
+        for name, path in predictions.items():
+            yield name, nusc, truth, _predicted(nusc, Path(path), truth, split, custom, settings), settings
 
 
 def collect(
     run: str, *, models: Path, results: Path, root: Path, version: str, split: str, config: str, seeds: list[int]
 ) -> None:
     """Score every seed of a run: models/<run>/seed<k>/{predictions.json,curve.csv,provenance.json} in,
-    results/runs/<run>/{metrics.json,curve.csv,provenance.json} out.
+    results/runs/<run>/{metrics.json,curve.csv,provenance.json,resamples.json} out.
 
     Top-level metrics are means over the seeds, `seeds` has each seed's own, `spread` their sample standard deviations
     (null for one seed). Raises InputError for a missing file and for whatever `evaluate_many` refuses; then nothing is
     written.
     """
-    folders = {str(seed): Path(models) / run / f"seed{seed}" for seed in seeds}
-    if not folders:
-        raise InputError(f"{run}: there are no seeds to collect; add at least one to 'seeds' in params.yaml.")
-    for folder in folders.values():
-        for file, verb in (("predictions.json", "predict"), ("curve.csv", "train"), ("provenance.json", "train")):
-            if not (folder / file).is_file():
-                raise InputError(f"{folder / file}: there is no such file; make it with 'vexkd {verb}' for run {run}.")
-    files = {seed: folder / "predictions.json" for seed, folder in folders.items()}
-    trained = {seed: _read_json(folder / "provenance.json") for seed, folder in folders.items()}
-    curves = []
-    for seed, folder in folders.items():
-        curve = pd.read_csv(folder / "curve.csv", dtype=str, keep_default_na=False)  # text: digits stay as written
-        curves.append(curve.drop(columns="seed", errors="ignore").assign(seed=seed))
-    scores = evaluate_many(files, root=root, version=version, split=split, config=config)
-
-    evaluation = provenance.record(
-        dataset={"version": version, "split": split},
-        config=config,
-        predictions={seed: provenance.file_digest(path) for seed, path in files.items()},
-        weights={seed: _weights_digests(folder) for seed, folder in folders.items()},
-    )
-    curve = pd.concat(curves, ignore_index=True)
-    curve = curve[["seed", *(column for column in curve.columns if column != "seed")]]
-    target = Path(results) / "runs" / run
-    provenance.write_text(target / "curve.csv", curve.to_csv(index=False))
-    provenance.write_json(target / "provenance.json", {"run": run, "seeds": trained, "evaluation": evaluation})
-    provenance.write_json(target / "metrics.json", summarise(scores))
+    found = gathering.read(run, models=models, seeds=seeds, predictions="predictions.json")
+    scores, drawn, scene_of = {}, {}, {}
+    for seed, *boxes in _boxes(found.predictions, root=root, version=version, split=split, config=config):
+        nusc, truth, predicted, settings = boxes
+        scores[seed] = _score(*boxes)
+        scene_of = {token: _scene(nusc, token) for token in truth.sample_tokens}
+        drawn[seed] = resamples.of_detection(truth, predicted, scene_of, settings)
+    resamples.save(Path(results) / "runs" / run / resamples.FILE, list(scene_of.values()), drawn)
+    dataset = {"version": version, "split": split}
+    gathering.write(found, summarise(scores), results=results, dataset=dataset, config=config)
 
 
 def summarise(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Means over the seeds, then `n`, `spread` (sample standard deviations, None for one seed) and `seeds`."""
-    values = list(scores.values())
-    spread = _combine([{name: value[name] for name in (*SUMMARY, "AP")} for value in values], _deviation)
-    return {**_combine(values, _mean), "n": len(values), "spread": spread, "seeds": scores}
-
-
-def _combine(values: list[Any], how: Callable[[list[float]], float | None]) -> Any:
-    """`how` over the numbers that stand at the same place in equal nestings; None where any of them is None."""
-    if isinstance(values[0], dict):
-        return {key: _combine([value[key] for value in values], how) for key in values[0]}
-    return None if any(value is None for value in values) else how(values)
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _deviation(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
+    return gathering.summarise(scores, spread=(*SUMMARY, "AP"))
 
 
 @contextlib.contextmanager
@@ -259,6 +230,11 @@ def _score(nusc: Any, truth: Any, predicted: Any, settings: Any) -> dict[str, An
     }
 
 
+def _scene(nusc: Any, sample: str) -> str:
+    """The name of a sample's scene."""
+    return nusc.get("scene", nusc.get("sample", sample)["scene_token"])["name"]
+
+
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
@@ -268,11 +244,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: this is not JSON ({_first_line(error)}); make the file again.") from error
-
-
-def _weights_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each weights file of a seed."""
-    return {path.name: provenance.file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 IoU = TP / (TP + FP + FN + 1e-7) with counts summed over all cells of all samples; a class scores its best threshold,
 mIoU is the mean over classes. Only between which thresholds a probability lies matters: its level, 0 to T, which is how
-predictions are stored. Letters: C classes, T thresholds, Y X cells, K bit planes of a level.
+predictions are stored (`vexkd.data.map_predictions`). Letters: C classes, T thresholds, Y X cells, K bit planes of a level.
 """
 
 from __future__ import annotations
@@ -12,33 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from vexkd.data.map_predictions import THRESHOLDS, unpack
 from vexkd.data.maps import CLASSES
 from vexkd.errors import InputError
-
-THRESHOLDS = (0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65)
-
-
-def levels(probabilities: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> np.ndarray:
-    """How many of the rising thresholds each probability reaches (p >= t in float32): uint8 of the same shape.
-
-    Raises InputError for values that are no probabilities: not finite, or outside [0, 1] (logits, say).
-    """
-    probabilities = np.asarray(probabilities, dtype=np.float32)
-    if probabilities.size and not (probabilities.min() >= 0 and probabilities.max() <= 1):
-        raise InputError("a map prediction is not finite or not within 0 and 1: give probabilities, after the sigmoid.")
-    return np.searchsorted(np.asarray(thresholds, dtype=np.float32), probabilities, side="right").astype(np.uint8)
-
-
-def pack(level: np.ndarray, top: int = len(THRESHOLDS)) -> np.ndarray:
-    """Levels (C, Y, X) of 0 to `top` -> packed bits (K, C, Y, X / 8) uint8, lowest bit first; 3 planes for 7."""
-    planes = [np.packbits((level >> k) & 1, axis=-1) for k in range(top.bit_length())]
-    return np.stack(planes)
-
-
-def unpack(packed: np.ndarray, columns: int) -> np.ndarray:
-    """Levels (C, Y, X) of packed bits (K, C, Y, X / 8)."""
-    planes = np.unpackbits(packed, axis=-1, count=columns)  # K C Y X
-    return sum((plane << k for k, plane in enumerate(planes)), np.zeros_like(planes[0]))
 
 
 class Accumulator:

@@ -6,6 +6,8 @@ names of the features are what distillation reads (Sec. 3.1 and Appendix A of th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -15,11 +17,12 @@ from vexkd.geometry import BevGrid
 from vexkd.models.bev_neck import SecondBackbone
 from vexkd.models.centerpoint import CenterPointHead
 from vexkd.models.fusion import ConvFuser, ModalityGeneralFusion
-from vexkd.models.image_encoder import ImageEncoder, build_backbone
+from vexkd.models.image_encoder import ImageEncoder, build_backbone, build_neck
 from vexkd.models.lss import LiftSplat
+from vexkd.models.map_head import MapHead
 from vexkd.models.sparse_encoder import SparseEncoder
 from vexkd.models.transfusion import TransFusionHead
-from vexkd.params import Run
+from vexkd.params import MAP_CLASSES, Run
 
 # x, y, z, intensity, time lag (see `vexkd.batch.Sample.points`).
 POINT_CHANNELS = 5
@@ -57,7 +60,7 @@ class CameraBranch(nn.Module):
 
 
 class BEVModel(nn.Module):
-    """A detector over BEV maps. Parts that a model lacks are None; with one sensor there is no fusion.
+    """A detector or segmenter over BEV maps. Parts that a model lacks are None; with one sensor there is no fusion.
 
     grid: the BEV raster of `low` and `high`.
     """
@@ -76,6 +79,16 @@ class BEVModel(nn.Module):
         self.grid = grid
         self.lidar, self.camera, self.fusion = lidar, camera, fusion
         self.bev_encoder, self.head = bev_encoder, head
+        self.dropped: tuple[str, ...] = ()
+
+    def drop(self, sensor: str) -> None:
+        """Do without a sensor from now on: its BEV map is zero, and without LiDAR the depth images are empty."""
+        present = [name for name in ("lidar", "camera") if getattr(self, name) is not None]
+        if sensor not in present or len(present) < 2:
+            raise InputError(
+                f"the sensor {sensor} cannot be dropped from a model of {' and '.join(present)}: take one of two."
+            )
+        self.dropped = (sensor,)
 
     def forward(self, batch: Batch) -> Output:
         features, auxiliary = self._features(batch)
@@ -89,9 +102,14 @@ class BEVModel(nn.Module):
         """The named BEV maps, and what the camera branch's own loss reads."""
         features: dict[str, Tensor] = {}
         auxiliary: dict[str, Tensor] = {}
-        if self.lidar is not None:
+        if "lidar" in self.dropped:
+            features["lidar_bev"] = self._nothing(batch, self.lidar.out_channels)
+            batch = replace(batch, points=[batch.lidar_augment.new_zeros(0, POINT_CHANNELS)] * len(batch))
+        elif self.lidar is not None:
             features["lidar_bev"] = self.lidar(batch.points)
-        if self.camera is not None:
+        if "camera" in self.dropped:
+            features["camera_bev"] = self._nothing(batch, self.camera.out_channels)
+        elif self.camera is not None:
             features["camera_bev"], auxiliary = self.camera(batch)
         if self.fusion is not None:
             maps = {"lidar": features["lidar_bev"], "camera": features["camera_bev"]}
@@ -100,6 +118,10 @@ class BEVModel(nn.Module):
             features["low"] = next(iter(features.values()))
         features["high"] = self.bev_encoder(features["low"])
         return features, auxiliary
+
+    def _nothing(self, batch: Batch, channels: int) -> Tensor:
+        """The BEV map of a sensor that is dropped."""
+        return batch.lidar_augment.new_zeros(len(batch), channels, *self.grid.shape)
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell the parts that change with the epoch, counted from 0."""
@@ -135,6 +157,11 @@ class BEVModel(nn.Module):
     def detect(self, batch: Batch, *, bounds, settings: dict) -> list[Detections]:
         """Decoded boxes of each sample; `settings` are the head's part of `inference`."""
         return self.head.decode(self(batch).predictions, bounds=bounds, **settings)
+
+    @torch.no_grad()
+    def segment(self, batch: Batch) -> Tensor:
+        """Probabilities of the map classes, (B, K, Y', X') float32 on the head's label grid."""
+        return self.head.probabilities(self(batch).predictions)
 
 
 def build(run: Run) -> BEVModel:
@@ -175,7 +202,7 @@ def build_camera(run: Run) -> CameraBranch:
     outputs = camera.backbone.outputs
     backbone = build_backbone(**camera.backbone.model_dump())
     widths = [camera.backbone.widths[index] for index in outputs]
-    encoder = ImageEncoder(backbone=backbone, widths=widths, channels=camera.neck.channels)
+    encoder = ImageEncoder(backbone=backbone, neck=build_neck(widths=widths, **camera.neck.model_dump()))
     view = LiftSplat(
         in_channels=encoder.out_channels,
         bounds=run.bev.range,
@@ -202,6 +229,9 @@ def build_bev_encoder(run: Run, in_channels: int) -> nn.Module:
 
 def build_head(run: Run, in_channels: int, grid: BevGrid) -> nn.Module:
     """The head of the run's task."""
+    if run.head == "map":
+        labels, gamma = run.map.grid, run.map.gamma
+        return MapHead(in_channels=in_channels, grid=grid, labels=labels, classes=len(MAP_CLASSES), gamma=gamma)
     kinds = {"centerpoint": CenterPointHead, "transfusion": TransFusionHead}
     settings = getattr(run, run.head).model_dump()
     gaussian = settings.pop("gaussian")

@@ -18,7 +18,7 @@ from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
 from vexkd.models import heatmap
 from vexkd.models.bev_neck import conv_norm_act
-from vexkd.ops.rotated_iou import circle_nms, rotated_nms
+from vexkd.ops.rotated_iou import circle_nms, rotated_nms, scale_nms
 
 # Channels of each branch, in the order of the box code.
 BRANCHES = {"offset": 2, "z": 1, "size": 3, "yaw": 2, "velocity": 2}
@@ -72,9 +72,11 @@ class CenterPointHead(nn.Module):
         max_objects: int,
         box_weight: float,
         code_weights: Sequence[float],
+        heatmap_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.grid, self.max_objects, self.box_weight = grid, max_objects, box_weight
+        self.grid, self.max_objects = grid, max_objects
+        self.box_weight, self.heatmap_weight = box_weight, heatmap_weight
         self.overlap, self.min_radius = overlap, min_radius
         self.shared = conv_norm_act(in_channels, shared_channels)
         self.tasks = nn.ModuleList(
@@ -140,13 +142,17 @@ class CenterPointHead(nn.Module):
             known = target.code.isfinite()
             difference = (found - torch.where(known, target.code, found.detach())).abs() * self.code_weights
             box = box + difference.sum() / objects[index]
-        return {"heatmap": heat, "box": box * self.box_weight}
+        return {"heatmap": heat * self.heatmap_weight, "box": box * self.box_weight}
 
     @torch.no_grad()
     def decode(
         self, predictions: list[dict[str, Tensor]], *, bounds: Sequence[float], **settings: Any
     ) -> list[Detections]:
-        """Boxes of each sample, best first within a task; settings are those of `inference.centerpoint`."""
+        """Boxes of each sample, best first within a task; settings are those of `inference.centerpoint`.
+
+        nms: rotated, circle, or scale (BEVDet's Scale-NMS: rotated, with sizes multiplied by their class' entry of `scales`,
+        in the order of `boxes.CLASSES`). `nms` and `threshold` may be lists, one entry a task.
+        """
         per_task = [
             self._decode_task(prediction, labels, index, bounds, **settings)
             for index, (prediction, labels) in enumerate(zip(predictions, self.labels, strict=True))
@@ -165,13 +171,16 @@ class CenterPointHead(nn.Module):
         *,
         top: int,
         score: float,
-        nms: str,
-        threshold: float,
-        radius: Sequence[float],
+        nms: str | Sequence[str],
+        threshold: float | Sequence[float],
+        radius: Sequence[float] | None = None,
+        scales: Sequence[float] | None = None,
         pre: int,
         post: int,
     ) -> list[Detections]:
         rows, columns = self.grid.shape
+        nms = nms if isinstance(nms, str) else nms[index]
+        threshold = threshold if isinstance(threshold, int | float) else threshold[index]
         scores, cells = prediction["heatmap"].float().sigmoid().flatten(1).topk(min(top, len(labels) * rows * columns))
         codes = torch.cat([prediction[name].float() for name in BRANCHES], dim=1).flatten(2)  # B 10 Y*X
         found = []
@@ -182,8 +191,12 @@ class CenterPointHead(nn.Module):
             kind = torch.tensor(labels, device=cell.device)[cells[sample] // (rows * columns)]
             keep = (scores[sample] > score) & within(boxes, bounds)
             boxes, points, kind = boxes[keep], scores[sample][keep], kind[keep]
+            ground = boxes[:, [0, 1, 3, 4, 6]]
             if nms == "rotated":
-                order = rotated_nms(boxes[:, [0, 1, 3, 4, 6]], points, threshold=threshold, pre=pre, post=post)
+                order = rotated_nms(ground, points, threshold=threshold, pre=pre, post=post)
+            elif nms == "scale":
+                factors = ground.new_tensor(list(scales))[kind]
+                order = scale_nms(ground, points, factors, threshold=threshold, pre=pre, post=post)
             else:
                 order = circle_nms(boxes[:, :2], points, threshold=radius[index], post=post)
             found.append(Detections(boxes[order], points[order], kind[order]))

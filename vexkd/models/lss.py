@@ -1,26 +1,37 @@
-"""Lift-splat view transform with a LiDAR depth image (BEVFusion's DepthLSSTransform): image features -> camera BEV map.
+"""Lift-splat view transforms: image features, spread along their depth distributions, to a camera BEV map.
 
-B batch, N cameras, D depth bins, H W feature map, C channels, Y X BEV. All geometry is float32, whatever the precision of
-the network. Frames: image (augmented) -> image -> camera -> LiDAR -> LiDAR (augmented).
+B batch, N cameras, D depth bins, H W feature map, C channels, Y X BEV, P points. All geometry is float32, whatever the
+precision of the network. Frames: image (augmented) -> image -> camera -> LiDAR -> LiDAR (augmented).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vexkd.batch import Batch
+from vexkd.errors import InputError
+from vexkd.models import depth_net as depth_nets
 from vexkd.models.bev_neck import conv_norm_act
 from vexkd.ops.bev_pool import lift_pool
 
 
 class LiftSplat(nn.Module):
-    """Camera features (B, N, C_in, H, W) to a BEV map (B, channels, Y, X) at `cell` metres.
+    """Camera features (B, N, C_in, H, W) at `stride` pixels to a BEV map (B, channels, Y, X) at `cell` metres.
 
     depth: (first, last, step) of the bins in metres. The map is pooled at `step` metres and brought to `cell` by a strided
-    convolution. `depth_channels`: widths of the three convolutions over the depth image that the LiDAR points make.
+    convolution. depth_net: where the depth distribution comes from.
+    - lidar: image features and a depth image of the LiDAR points (BEVFusion's DepthLSSTransform); `depth_channels` are the
+      widths of the three convolutions over the depth image.
+    - plain: a 1x1 convolution of the image features (BEVDet).
+    - bevdepth: image features and the cameras' numbers (BEVDepth), taught by the LiDAR's depth with weight `depth_weight`;
+      `aspp_channels` is the width of its ASPP branches. Points are read in training only.
+    Without LiDAR no convolution follows the pooling where `step` is `cell` already, as published.
     """
 
     def __init__(
@@ -34,43 +45,102 @@ class LiftSplat(nn.Module):
         step: float,
         cell: float,
         stride: int,
-        depth_channels: Sequence[int],
+        depth_net: Literal["lidar", "plain", "bevdepth"] = "lidar",
+        depth_channels: Sequence[int] | None = None,
+        aspp_channels: int = 96,
+        depth_weight: float = 3.0,
     ) -> None:
         super().__init__()
-        self.bounds, self.z, self.step = tuple(bounds), tuple(z), step
+        self.bounds, self.z, self.step, self.depth_range = tuple(bounds), tuple(z), step, tuple(depth)
         self.size = (round((bounds[4] - bounds[1]) / step), round((bounds[3] - bounds[0]) / step))
         self.register_buffer("bins", torch.arange(*depth, dtype=torch.float32), persistent=False)  # D
-        self.channels, self.stride = channels, stride
-        first, second, third = depth_channels
-        self.depth_image = nn.Sequential(
-            conv_norm_act(1, first, kernel=1),
-            conv_norm_act(first, second, kernel=5, stride=min(4, stride)),
-            conv_norm_act(second, third, kernel=5, stride=max(1, stride // 4)),
-        )
-        self.depth_net = nn.Sequential(
-            conv_norm_act(in_channels + third, in_channels),
-            conv_norm_act(in_channels, in_channels),
-            nn.Conv2d(in_channels, len(self.bins) + channels, 1),
-        )
+        self.channels, self.stride, self.kind, self.depth_weight = channels, stride, depth_net, depth_weight
+        if depth_net == "lidar":
+            first, second, third = depth_channels
+            self.depth_image = nn.Sequential(
+                conv_norm_act(1, first, kernel=1),
+                conv_norm_act(first, second, kernel=5, stride=min(4, stride)),
+                conv_norm_act(second, third, kernel=5, stride=max(1, stride // 4)),
+            )
+            self.depth_net = nn.Sequential(
+                conv_norm_act(in_channels + third, in_channels),
+                conv_norm_act(in_channels, in_channels),
+                nn.Conv2d(in_channels, len(self.bins) + channels, 1),
+            )
+        elif depth_net == "plain":
+            self.depth_net = nn.Conv2d(in_channels, len(self.bins) + channels, 1)
+        else:
+            self.depth_net = depth_nets.DepthNet(
+                channels=in_channels, bins=len(self.bins), context=channels, aspp_channels=aspp_channels
+            )
         ratio = round(cell / step)
-        self.down = nn.Sequential(
-            conv_norm_act(channels, channels),
-            conv_norm_act(channels, channels, stride=ratio),
-            conv_norm_act(channels, channels),
-        )
+        self.down = nn.Identity()
+        if depth_net == "lidar" or ratio > 1:
+            self.down = nn.Sequential(
+                conv_norm_act(channels, channels),
+                conv_norm_act(channels, channels, stride=ratio),
+                conv_norm_act(channels, channels),
+            )
+        self.normalisers = 1 if depth_net == "bevdepth" else 0  # length of `positives`
         self.out_channels = channels
 
-    def forward(self, features: Tensor, batch: Batch) -> Tensor:
-        """features (B, N, C_in, H, W) of the images in `batch` -> (B, channels, Y, X)."""
-        image_size = tuple(batch.images.shape[-2:])
+    def forward(self, features: Sequence[Tensor], batch: Batch, *, cameras: Tensor | None = None) -> Tensor:
+        """The finest of `features`, of the images in `batch` -> (B, channels, Y, X)."""
+        return self.forward_with_auxiliary(features, batch, cameras=cameras)[0]
+
+    def forward_with_auxiliary(
+        self, features: Sequence[Tensor], batch: Batch, *, cameras: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The map, and for `auxiliary_loss` the depth logits (B, N, D, H, W) where LiDAR teaches them.
+
+        cameras (B, N, 27): what BEVDepth's net is told instead of the batch's own camera numbers.
+        """
+        finest = features[0]  # B N C H W
+        with torch.autocast(finest.device.type, enabled=False):
+            cells = self.cells(batch, finest.shape[-2:], tuple(batch.images.shape[-2:]))  # B N D H W
+        raw = self._depth_and_context(finest.flatten(0, 1), batch, cameras).float()  # BN D+C H W
+        raw = raw.unflatten(0, finest.shape[:2])
+        logits, context = raw.split([len(self.bins), self.channels], dim=2)
+        bev = self.down(lift_pool(logits.softmax(dim=2), context, cells, self.size))
+        return bev, {"depth": logits} if self.normalisers else {}
+
+    def _depth_and_context(self, features: Tensor, batch: Batch, cameras: Tensor | None) -> Tensor:
+        """Depth logits and context (BN, D + C, H, W) of features (BN, C, H, W)."""
+        if self.kind == "plain":
+            return self.depth_net(features)
+        if self.kind == "bevdepth":
+            cameras = self.camera_numbers(batch) if cameras is None else cameras
+            return self.depth_net(features, cameras.flatten(0, 1))
         with torch.autocast(features.device.type, enabled=False):
-            sparse_depth = depth_image(batch, image_size)  # B N 1 H_image W_image
-            cells = self.cells(batch, features.shape[-2:], image_size)  # B N D H W
-        guidance = self.depth_image(sparse_depth.flatten(0, 1))  # BN C H W
-        raw = self.depth_net(torch.cat([features.flatten(0, 1), guidance], dim=1)).float()
-        raw = raw.unflatten(0, features.shape[:2])  # B N D+C H W
-        depth, context = raw.split([len(self.bins), self.channels], dim=2)
-        return self.down(lift_pool(depth.softmax(dim=2), context, cells, self.size))
+            sparse_depth = depth_image(batch, tuple(batch.images.shape[-2:]))  # B N 1 H_image W_image
+        guidance = self.depth_image(sparse_depth.flatten(0, 1))
+        return self.depth_net(torch.cat([features, guidance], dim=1))
+
+    @torch.no_grad()
+    def camera_numbers(self, batch: Batch) -> Tensor:
+        """What the depth net is told of the batch's cameras, (B, N, 27)."""
+        return depth_nets.camera_numbers(batch)
+
+    def positives(self, batch: Batch) -> Tensor:
+        """What the depth loss is divided by: the number of feature cells with a LiDAR depth, (1,)."""
+        return (depth_targets(batch, self.stride, self.depth_range) >= 0).sum()[None].float()
+
+    def auxiliary_loss(
+        self, auxiliary: dict[str, Tensor], batch: Batch, positives: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Binary cross-entropy of the depth distribution with the LiDAR's bin, summed over bins, per cell with a depth.
+
+        `positives` replaces this batch's own count, none below 1, where it is one part of a larger batch.
+        """
+        targets = depth_targets(batch, self.stride, self.depth_range)
+        known = targets >= 0  # B N H W
+        if positives is None:
+            positives = known.sum()[None].clamp(min=1)
+        with torch.autocast(targets.device.type, enabled=False):
+            found = auxiliary["depth"].float().softmax(dim=2).movedim(2, -1)[known]  # K D
+            wanted = F.one_hot(targets[known], len(self.bins)).float()
+            total = F.binary_cross_entropy(found, wanted, reduction="sum")
+        return {"depth": self.depth_weight * total / positives[0]}
 
     @torch.no_grad()
     def cells(self, batch: Batch, shape: Sequence[int], image_size: Sequence[int]) -> Tensor:
@@ -121,17 +191,43 @@ def project(batch: Batch, sample: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def depth_image(batch: Batch, image_size: tuple[int, int]) -> Tensor:
-    """Depth in metres of the nearest LiDAR point per pixel, 0 where there is none: (B, N, 1, H, W)."""
+def depth_image(
+    batch: Batch, image_size: tuple[int, int], *, limits: tuple[float, float] = (0.1, math.inf), lag: float = math.inf
+) -> Tensor:
+    """Depth in metres of the nearest LiDAR point per pixel, 0 where there is none: (B, N, 1, H, W).
+
+    Only points at a depth within `limits` (metres, the upper excluded) and with a time lag of at most `lag` seconds count.
+    """
     height, width = image_size
     images = []
     for sample in range(len(batch)):
         pixels, depth = project(batch, sample)
         column, row = pixels.round().long().unbind(-1)  # N P
-        seen = (depth > 0.1) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        seen = (depth >= limits[0]) & (depth < limits[1])
+        seen &= (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        if lag < math.inf:
+            seen &= batch.points[sample][:, 4] <= lag
         cameras = torch.arange(len(depth), device=depth.device)[:, None].expand_as(depth)
         index = (cameras * height + row) * width + column
         image = torch.full((len(depth) * height * width,), torch.inf, device=depth.device)
         image.scatter_reduce_(0, index[seen], depth[seen], reduce="amin")
         images.append(torch.where(image.isinf(), 0.0, image).view(-1, 1, height, width))
     return torch.stack(images)
+
+
+@torch.no_grad()
+def depth_targets(batch: Batch, stride: int, depth: Sequence[float]) -> Tensor:
+    """The depth bin of the nearest keyframe point in each cell of `stride` x `stride` pixels: (B, N, H, W), -1 for none.
+
+    depth: (first, last, step) of the bins in metres; points beyond them do not count. Sweeps don't either: the published
+    recipe reads the keyframe alone.
+    """
+    if batch.points is None:
+        raise InputError("the depth loss needs LiDAR points, this data set gives none: let it read lidar in training.")
+    first, last, step = depth
+    with torch.autocast(batch.images.device.type, enabled=False):
+        image = depth_image(batch, tuple(batch.images.shape[-2:]), limits=(first, last), lag=0.0).flatten(0, 1)
+        nearest = -F.max_pool2d(torch.where(image > 0, -image, -torch.inf), stride, ceil_mode=True)  # BN 1 H W
+    count = math.ceil((last - first) / step)
+    bins = torch.where(nearest.isinf(), -1.0, ((nearest - first) / step).floor().clamp(max=count - 1)).long()
+    return bins.squeeze(1).unflatten(0, batch.images.shape[:2])

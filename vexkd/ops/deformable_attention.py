@@ -28,7 +28,12 @@ def deformable_sample(value: Tensor, shapes: list[tuple[int, int]], locations: T
 
 
 def _bags_are_better(value: Tensor) -> bool:
-    """On the CPU they win from 16 channels a head (benchmarks/ops.py); on the GPU they are what is deterministic."""
+    """On the CPU they win from 16 channels a head (benchmarks/ops.py); on the GPU they are what is deterministic.
+
+    Exported graphs have no bags.
+    """
+    if torch.compiler.is_exporting():
+        return False
     if value.is_cuda:
         return torch.are_deterministic_algorithms_enabled()
     return value.shape[-1] >= 16
@@ -131,6 +136,15 @@ def reference_points(rows: int, columns: int, device: torch.device | str = "cpu"
     return torch.stack([grid_x, grid_y], -1).view(1, rows * columns, 2)  # 1 Q 2
 
 
+def star(heads: int, levels: int, points: int) -> Tensor:
+    """Offsets at the start, in cells: head h looks along compass direction h, point k at k + 1 cells; heads*levels*points*2."""
+    angles = torch.arange(heads) * (2 * math.pi / heads)
+    rays = torch.stack([angles.cos(), angles.sin()], -1)  # heads 2
+    rays = rays / rays.abs().amax(-1, keepdim=True)
+    steps = rays.view(-1, 1, 1, 2) * torch.arange(1, points + 1).view(1, 1, -1, 1)  # heads 1 K 2
+    return steps.expand(-1, levels, -1, -1).flatten()
+
+
 class DeformableAttention(nn.Module):
     """Equation 1. At the start head h looks along compass direction h, point k at k + 1 cells, all weights equal.
 
@@ -159,12 +173,8 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
-        rays = torch.stack([angles.cos(), angles.sin()], -1)  # heads 2
-        rays = rays / rays.abs().amax(-1, keepdim=True)
-        star = rays.view(-1, 1, 1, 2) * torch.arange(1, self.points + 1).view(1, 1, -1, 1)  # heads 1 K 2
         with torch.no_grad():
-            self.offsets.bias.copy_(star.expand(-1, self.levels, -1, -1).flatten())
+            self.offsets.bias.copy_(star(self.heads, self.levels, self.points))
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.weights.weight)
         for layer in (self.weights, self.value, self.output):

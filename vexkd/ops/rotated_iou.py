@@ -1,4 +1,4 @@
-"""Overlap of rotated boxes and the two kinds of suppression CenterPoint uses, as in mmdetection3d.
+"""Overlap of rotated boxes, the two kinds of suppression CenterPoint uses, as in mmdetection3d, and BEVDet's Scale-NMS.
 
 Dimensions: N, M boxes, K pairs of boxes. Metres and radians; yaw counter-clockwise from +x; l along the yaw, w across.
 """
@@ -38,6 +38,24 @@ def rotated_nms(
     order = torch.sort(scores, descending=True, stable=True).indices[:pre]
     suppresses = rotated_iou(boxes[order], boxes[order]) > threshold
     return order[_greedy(suppresses)][:post]
+
+
+@torch.no_grad()
+def scale_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    scales: Tensor,
+    *,
+    threshold: float,
+    pre: int | None = None,
+    post: int | None = None,
+) -> Tensor:
+    """`rotated_nms` of boxes (N, 5) whose length and width are multiplied by `scales` (N,) for the comparison.
+
+    Larger small objects suppress their duplicates, which would not overlap; smaller large ones spare their neighbours.
+    """
+    scaled = torch.cat([boxes[:, :2], boxes[:, 2:4] * scales[:, None], boxes[:, 4:]], dim=1)
+    return rotated_nms(scaled, scores, threshold=threshold, pre=pre, post=post)
 
 
 @torch.no_grad()

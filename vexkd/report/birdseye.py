@@ -57,8 +57,8 @@ def birdseye(
     Raises InputError for missing predictions, an unknown sample, or a missing LiDAR file.
     """
     found = _predictions(run, Path(models), seed)
-    keyframe, caption = _choose(Path(root), Path(infos), found, sample)
-    truth, points = _truth(keyframe), point_files.read_lidar(Path(root) / keyframe.lidar_path)
+    keyframe, caption = choose(Path(root), Path(infos), found, sample)
+    truth, points = annotated(keyframe), point_files.read_lidar(Path(root) / keyframe.lidar_path)
     predicted = _detections(found[keyframe.token], keyframe, threshold)
     stem = Path(results) / "figures" / f"birdseye-{run}"
     provenance.write_text(stem.with_suffix(".csv"), _frame(truth, {run: predicted}).to_csv(index=False))
@@ -84,8 +84,8 @@ def compare(
 ) -> None:
     """Two runs side by side on one keyframe: results/figures/compare-<distilled>.{png,svg,csv}; else as `birdseye`."""
     found = {run: _predictions(run, Path(models), seed) for run in (baseline, distilled)}
-    keyframe, caption = _choose(Path(root), Path(infos), found[distilled], sample)
-    truth, points = _truth(keyframe), point_files.read_lidar(Path(root) / keyframe.lidar_path)
+    keyframe, caption = choose(Path(root), Path(infos), found[distilled], sample)
+    truth, points = annotated(keyframe), point_files.read_lidar(Path(root) / keyframe.lidar_path)
     predicted = {run: _detections(boxes.get(keyframe.token, []), keyframe, threshold) for run, boxes in found.items()}
     stem = Path(results) / "figures" / f"compare-{distilled}"
     provenance.write_text(stem.with_suffix(".csv"), _frame(truth, predicted).to_csv(index=False))
@@ -113,9 +113,7 @@ def _predictions(run: str, models: Path, seed: int) -> dict[str, list[dict[str, 
     return found
 
 
-def _choose(
-    root: Path, infos: Path, found: dict[str, Any], sample: int | str | None
-) -> tuple[info_files.Keyframe, str]:
+def choose(root: Path, infos: Path, found: dict[str, Any], sample: int | str | None) -> tuple[info_files.Keyframe, str]:
     """The keyframe to draw, among those predicted, and what it is in words."""
     known = info_files.load(infos)
     position = {token: i for i, token in enumerate(known.tokens())}
@@ -138,7 +136,7 @@ def _choose(
     return keyframe, f"{keyframe.scene}, sample {keyframe.token}\n{description}"
 
 
-def _truth(keyframe: info_files.Keyframe) -> Boxes:
+def annotated(keyframe: info_files.Keyframe) -> Boxes:
     """Annotated boxes in view that LiDAR or radar has seen."""
     shown = keyframe.valid & box_tools.in_range(keyframe.boxes, VIEW)
     return Boxes(keyframe.boxes[shown], keyframe.labels[shown], np.ones(int(shown.sum())))
@@ -195,7 +193,9 @@ def _filled(axis: Axes, shown: Boxes) -> None:
     from matplotlib.collections import PolyCollection
 
     colours = [drawing.CLASS_COLOURS[CLASSES[label]] for label in shown.labels]
-    axis.add_collection(PolyCollection(_plan(shown.boxes), facecolors=colours, edgecolors="none", alpha=0.35, zorder=3))
+    axis.add_collection(
+        PolyCollection(seen_from_above(shown.boxes), facecolors=colours, edgecolors="none", alpha=0.35, zorder=3)
+    )
 
 
 def _outlined(axis: Axes, shown: Boxes) -> None:
@@ -207,13 +207,13 @@ def _outlined(axis: Axes, shown: Boxes) -> None:
         to_rgba(drawing.CLASS_COLOURS[CLASSES[label]], 0.25 + 0.75 * min(1.0, float(score)))
         for label, score in zip(shown.labels, shown.scores, strict=True)
     ]
-    plan = _plan(shown.boxes)
+    plan = seen_from_above(shown.boxes)
     outlines = np.concatenate([plan, plan[:, :1]], axis=1)  # M 5 2
     axis.add_collection(LineCollection(outlines, colors=colours, linewidths=1.0, zorder=4))
     axis.add_collection(LineCollection(_ticks(shown.boxes), colors=colours, linewidths=1.0, zorder=4))
 
 
-def _plan(boxes: np.ndarray) -> np.ndarray:
+def seen_from_above(boxes: np.ndarray) -> np.ndarray:
     """The four corners of each box seen from above, (M, 4, 2)."""
     return box_tools.corners(boxes)[:, :4, :2]
 

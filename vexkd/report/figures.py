@@ -14,24 +14,25 @@ from vexkd.errors import InputError
 from vexkd.params import Params
 from vexkd.report import drawing, runs
 from vexkd.report.birdseye import birdseye, compare
+from vexkd.report.map_figure import maps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["birdseye", "compare", "curves", "distillation"]
+__all__ = ["birdseye", "compare", "curves", "distillation", "maps"]
 
 POINTS = 250  # of a training curve; longer ones are averaged in as many bins of steps
 
 
 def distillation(*, params: Params, results: Path) -> None:
-    """Every distilled run against its student trained alone: AP by class, mAP and NDS in percent.
+    """Every distilled detector against its student trained alone: AP by class, mAP and NDS in percent.
 
     Writes results/figures/distillation.{png,svg,csv}; the CSV has one row a run, metric and class. Raises InputError if
-    there is no distilled run, or one of them or its student has no results.
+    there is no such run, or one of them or its student has no results.
     """
-    names = [name for name, run in params.runs.items() if run.kind == "distilled"]
+    names = [name for name, run in params.runs.items() if run.kind == "distilled" and run.task == "detection"]
     if not names:
-        raise InputError(f"{params.path}: there is no distilled run to draw; add one under 'distilled'.")
+        raise InputError(f"{params.path}: there is no distilled detector to draw; add one under 'distilled'.")
     results = Path(results)
     frame = pd.DataFrame([row for name in names for row in _against_student(name, params, results)])
     frame = frame.astype({f"{side}_std": float for side in ("baseline", "distilled")})

@@ -24,6 +24,20 @@ def origin(run: str, results: Path) -> dict[str, Any]:
     return _json(run, results, "provenance.json")
 
 
+def resamples(run: str, results: Path) -> dict[str, Any] | None:
+    """resamples.json of a run: scores of resampled scenes by seed; see `vexkd.evaluate.resamples`. None where absent."""
+    found = optional(run, results, "resamples.json")
+    if found and not {"scenes", "draws", "generator_seed", "seeds"} <= set(found):
+        path = Path(results) / "runs" / run / "resamples.json"
+        raise InputError(f"{path}: these are no scores of resampled scenes; delete it and evaluate the run again.")
+    return found or None
+
+
+def optional(run: str, results: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run that not every run has; empty where it is not there."""
+    return _json(run, results, name) if (Path(results) / "runs" / run / name).is_file() else {}
+
+
 def curve(run: str, results: Path) -> pd.DataFrame:
     """curve.csv of a run, with a `seed` column."""
     return pd.read_csv(_file(run, results, "curve.csv"))

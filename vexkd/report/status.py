@@ -109,12 +109,12 @@ def weights_state(run: Run, seed: int, places: Places) -> tuple[Literal["none", 
 
 def _after_training(run: Run, seed: int, places: Places, now: float) -> Row:
     """A run with sound weights: predicted and scored too, or where that stands."""
-    predictions = places.models / run.name / f"seed{seed}" / "predictions.json"
+    predictions = seal.predictions_path(places.models, run, seed)
     metrics = places.results / "runs" / run.name / "metrics.json"
     if predictions.is_file() and metrics.is_file():
         return Row(run.name, seed, "done", detail=_scores(metrics))
     missing = "scored" if predictions.is_file() else "predicted"
-    name = f"evaluate/{run.name}.log" if predictions.is_file() else f"predict/{run.name}-seed{seed}.log"
+    name = f"evaluate/{run.name}.log" if predictions.is_file() else f"predict/{run.name}-seed{seed}{predictions.suffix}.log"
     log = places.logs / name
     if log.is_file() and log.stat().st_mtime >= seal.weights_path(places.models, run.name, seed).stat().st_mtime:
         age = now - log.stat().st_mtime
@@ -128,7 +128,7 @@ def _after_training(run: Run, seed: int, places: Places, now: float) -> Row:
 def preparation(places: Places) -> list[str]:
     """A sentence for each step of the preparation that failed."""
     found = []
-    for step in ("synthesize", "doctor", "infos", "paste"):
+    for step in ("synthesize", "doctor", "infos", "paste", "maps"):
         log = places.logs / f"{step}.log"
         if reason := failure(tail(log)):
             found.append(f"{step} failed: {reason}  [{log}]")
@@ -136,10 +136,10 @@ def preparation(places: Places) -> list[str]:
 
 
 def _scores(metrics: Path) -> str:
-    """mAP and NDS of metrics.json, means over the seeds; nothing where they are not to be found."""
+    """mAP and NDS, or mIoU, of metrics.json, means over the seeds; nothing where they are not to be found."""
     try:
         values = json.loads(metrics.read_text())
-        return ", ".join(f"{name} {100 * values[name]:.1f}" for name in ("mAP", "NDS"))
+        return ", ".join(f"{name} {100 * values[name]:.1f}" for name in ("mAP", "NDS", "mIoU") if name in values)
     except (ValueError, KeyError, TypeError):
         return ""
 
@@ -152,6 +152,8 @@ def _waiting_for(params: Params, run: Run, seed: int, places: Places) -> str:
         needs.append("infos")
     if run.paste is not None and not (places.artifacts / "paste/index.parquet").is_file():
         needs.append("the database of objects")
+    if run.map is not None and not (places.artifacts / "maps/index.parquet").is_file():
+        needs.append("the map rasters")
     words = f"for {', '.join(needs)}" if needs else "to be started"
     if (places.results / "runs" / run.name / "metrics.json").is_file():
         words += "; its results are here, its weights are not"

@@ -1,13 +1,11 @@
 """Result tables: one CSV for machines, Markdown and LaTeX for people, and a record of where every row came from.
 
-A table is a list of runs in params.yaml. Scores are shown in percent, gains in percentage points, errors in nuScenes'
-units; a distilled row shows its gain over its student trained without a teacher.
+A table is a list of runs in params.yaml, of either task. Scores are shown in percent, gains in percentage points, errors
+in nuScenes' units; a distilled row shows its gain over its student trained without a teacher, with a confidence interval.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,11 @@ import pandas as pd
 from vexkd import provenance
 from vexkd.errors import InputError
 from vexkd.params import Params, Run
-from vexkd.report import runs
+from vexkd.report import gains, origins, runs
 
-MARK = "†"
+MARK = "†"  # a row that was not made as the others
+WEAK = "‡"  # a gain over a baseline that is weaker than public ones
+SCORES = ("mAP", "NDS", "mIoU")
 # Column of the CSV -> key in metrics.json and heading.
 ERRORS = {
     "mATE_m": ("mATE", "mATE ↓ (m)"),
@@ -30,7 +30,7 @@ ERRORS = {
 }
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "±": r"$\pm$", "−": "$-$",
-    MARK: r"$^\dagger$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$",
+    MARK: r"$^\dagger$", WEAK: r"$^\ddagger$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$",
     "×": r"$\times$", "<": "$<$",
 }  # fmt: skip
 
@@ -50,20 +50,32 @@ def make(name: str, *, params: Params, results: Path) -> None:
     Raises InputError for an unknown table, and for a run (or the student behind a distilled one) without results.
     """
     results = Path(results)
-    names = params.table(name)
-    if not names:
-        raise InputError(f"{params.path}: tables.{name} has no rows; add the name of a run.")
-    origins = {run: runs.origin(run, results) for run in names}
-    marked = _marked(params, origins)
-    frame = pd.DataFrame([_row(params.run(run), params, results, origins[run], run in marked) for run in names])
-    frame = frame.drop(columns=[c for c in ("flops_giga", "latency_ms") if frame[c].isna().all()])
-    cells = Cells(*_columns(frame), notes=_notes(frame, params, origins, marked))
+    made, marked, frame = _assemble(name, params, results)
+    cells = Cells(*_columns(frame), notes=_notes(frame, params, made, marked, results))
 
     folder = results / "tables"
     provenance.write_text(folder / f"{name}.csv", frame.to_csv(index=False))
     provenance.write_text(folder / f"{name}.md", markdown(cells))
     provenance.write_text(folder / f"{name}.tex", latex(cells))
-    provenance.write_json(folder / f"{name}.provenance.json", _record(name, params, results, origins, marked))
+    provenance.write_json(folder / f"{name}.provenance.json", _record(name, params, results, made, marked))
+
+
+def read(name: str, *, params: Params, results: Path) -> Cells:
+    """The table as text, without writing it; raises InputError as `make`."""
+    made, marked, frame = _assemble(name, params, Path(results))
+    return Cells(*_columns(frame), notes=_notes(frame, params, made, marked, Path(results)))
+
+
+def _assemble(name: str, params: Params, results: Path) -> tuple[dict[str, Any], dict[str, str], pd.DataFrame]:
+    """The rows' provenance, which of them are marked and why, and the numbers."""
+    names = params.table(name)
+    if not names:
+        raise InputError(f"{params.path}: tables.{name} has no rows; add the name of a run.")
+    made = {run: runs.origin(run, results) for run in names}
+    marked = origins.marked(params, made)
+    frame = pd.DataFrame([_row(params.run(run), params, results, made[run], run in marked) for run in names])
+    optional = ("flops_giga", "latency_ms", "fps", "latency_device")
+    return made, marked, frame.drop(columns=[column for column in optional if frame[column].isna().all()])
 
 
 def needed(name: str, *, params: Params) -> list[str]:
@@ -77,7 +89,7 @@ def markdown(cells: Cells) -> str:
     """GitHub's Markdown with aligned columns, first column left and numbers right; notes below."""
     table = [cells.head, *cells.rows]
     widths = [max(3, *(len(row[i]) for row in table)) for i in range(len(cells.head))]
-    columns = list(zip(widths, _left(cells), strict=True))
+    columns = list(zip(widths, words(cells), strict=True))
     lines = []
     for row in table:
         padded = [text.ljust(w) if left else text.rjust(w) for text, (w, left) in zip(row, columns, strict=True)]
@@ -88,7 +100,7 @@ def markdown(cells: Cells) -> str:
 
 def latex(cells: Cells) -> str:
     r"""A booktabs `tabular` with its notes, to be `\input` inside a table environment."""
-    columns = "".join("l" if left else "r" for left in _left(cells))
+    columns = "".join("l" if left else "r" for left in words(cells))
     lines = [" & ".join(map(_tex, row)) + r" \\" for row in [cells.head, *cells.rows]]
     notes = r" \\ ".join(map(_tex, cells.notes))
     return "\n".join(
@@ -126,134 +138,133 @@ def _row(run: Run, params: Params, results: Path, origin: dict[str, Any], marked
         "teacher_sensors": "+".join(params.run(run.teacher).sensors) if run.teacher else None,
         "n_seeds": metrics["n"],
         "seeds": " ".join(metrics["seeds"]),
-        **{f"{score}_percent": _percent(metrics[score]) for score in ("mAP", "NDS")},
-        **{f"{score}_std_percent": _percent(metrics["spread"][score]) for score in ("mAP", "NDS")},
-        **{column: metrics[key] for column, (key, _) in ERRORS.items()},
-        **_gain(run, metrics, results),
+        **{f"{score}_percent": _percent(metrics.get(score)) for score in SCORES},
+        **{f"{score}_std_percent": _percent(metrics["spread"].get(score)) for score in SCORES},
+        **{column: metrics.get(key) for column, (key, _) in ERRORS.items()},
+        **_gain(run, results),
+        "weak_baseline": bool(_weak(run, params, results)),
         **_reported(run, params, metrics),
-        **_cost(list(origin["seeds"].values())),
-        "commit": " ".join(_commits(origin)),
-        "dirty": _dirty(origin),
+        **cost(list(origin["seeds"].values())),
+        **measured(run.name, results, list(origin["seeds"].values())),
+        "commit": " ".join(origins.commits(origin)),
+        "dirty": origins.dirty(origin),
         "marked": marked,
     }
 
 
-def _gain(run: Run, metrics: dict[str, Any], results: Path) -> dict[str, float | None]:
-    """Over the student without a teacher, in percentage points; the spread is that of the differences seed by seed."""
-    gain: dict[str, float | None] = {}
-    baseline = runs.metrics(run.student, results) if run.kind == "distilled" and run.student else None
-    for score in ("mAP", "NDS"):
-        mean = deviation = None
-        if baseline:
-            mean = metrics[score] - baseline[score]
-            common = [seed for seed in metrics["seeds"] if seed in baseline["seeds"]]
-            paired = [metrics["seeds"][seed][score] - baseline["seeds"][seed][score] for seed in common]
-            deviation = statistics.stdev(paired) if len(paired) > 1 else None
-        gain |= {f"{score}_gain_points": _percent(mean), f"{score}_gain_std_points": _percent(deviation)}
-    return gain
+def _gain(run: Run, results: Path) -> dict[str, float | None]:
+    """Over the student without a teacher, in percentage points; see `vexkd.report.gains`."""
+    values: dict[str, float | None] = {}
+    for score in SCORES:
+        found = gains.gain(run.name, run.student, score, results) if run.kind == "distilled" and run.student else None
+        values[f"{score}_gain_points"] = _percent(found.mean if found else None)
+        values[f"{score}_gain_std_points"] = _percent(found.deviation if found else None)
+        values[f"{score}_gain_low_points"] = _percent(found.low if found else None)
+        values[f"{score}_gain_high_points"] = _percent(found.high if found else None)
+        if found and found.scenes:
+            values["gain_scenes"] = found.scenes
+    return {"gain_scenes": None, **values}
+
+
+def _weak(run: Run, params: Params, results: Path) -> list[str]:
+    """What a distilled run's baseline scores below the best that is public for it; synthetic data has nothing public."""
+    floor = params.floors.get(run.student) if run.student and params.synthetic is None else None
+    if floor is None or run.student is None:
+        return []
+    alone = runs.metrics(run.student, results)
+    known = [(score, _percent(alone.get(score)), getattr(floor, score)) for score in SCORES]
+    low = [(score, own, best) for score, own, best in known if own is not None and best is not None and own < best]
+    return [f"{score} {own:.1f}, not {best:.1f}" for score, own, best in low]
 
 
 def _reported(run: Run, params: Params, metrics: dict[str, Any]) -> dict[str, Any]:
     """The published values (percent, on nuScenes) and ours minus theirs; nothing to compare on synthetic data."""
     known = params.reported.get(run.name) if params.synthetic is None else None
     values: dict[str, Any] = {}
-    for score in ("mAP", "NDS"):
+    for score in SCORES:
         theirs = getattr(known, score) if known else None
-        difference = None if theirs is None else round(100 * metrics[score] - theirs, 6)
+        own = metrics.get(score)
+        difference = None if theirs is None or own is None else round(100 * own - theirs, 6)
         values |= {f"{score}_reported_percent": theirs, f"{score}_difference_points": difference}
     return {**values, "reported_source": known.source if known else None}
 
 
-def _cost(seeds: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Size and mean training cost of one seed: hours are wall time times devices, without the teacher's training."""
-    hours = [seed["training_seconds"] * seed["devices"] / 3600 for seed in seeds]
-    on_cpu = all(_on_cpu(seed) for seed in seeds)
-    mean = round(sum(hours) / len(hours), 6)
-
-    def average(key: str, unit: float) -> float | None:
-        values = [seed[key] for seed in seeds if seed.get(key) is not None]
-        return round(sum(values) / len(values) / unit, 6) if values else None
-
+def cost(seeds: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Mean training cost of one seed, without its teacher's training; device-hours are wall time x devices."""
+    on_cpu = all(origins.on_cpu(seed) for seed in seeds)
+    device_hours = _mean([_seconds(seed) * seed["devices"] for seed in seeds], 3600)
     return {
-        "parameters_millions": average("parameters", 1e6),
-        "flops_giga": average("flops", 1e9),
-        "latency_ms": average("latency_ms", 1.0),
-        "gpu_hours": None if on_cpu else mean,
-        "cpu_hours": mean if on_cpu else None,
+        "gpu_hours": None if on_cpu else device_hours,
+        "cpu_hours": device_hours if on_cpu else None,
+        "wall_hours": _mean([_seconds(seed) for seed in seeds], 3600),
+        "memory_gb": _mean([_memory(seed) for seed in seeds], 1e9),
+        "gpu_memory_gb": None if on_cpu else _mean([seed.get("peak_memory_bytes") for seed in seeds], 1e9),
     }
+
+
+def measured(run: str, results: Path, seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the finished model costs to run: size, work of one sample, time of one sample and where it was taken."""
+    summary, latency = (runs.optional(run, results, f"{name}.json") for name in ("summary", "latency"))
+    counted = latency | summary
+    parameters = counted.get("parameters") or _mean([seed.get("parameters") for seed in seeds])
+    flops = counted.get("flops") or _mean([seed.get("flops") for seed in seeds])
+    milliseconds = latency.get("median_ms") or _mean([seed.get("latency_ms") for seed in seeds])
+    return {
+        "parameters_millions": _mean([parameters], 1e6),
+        "flops_giga": _mean([flops], 1e9),
+        "latency_ms": milliseconds,
+        "fps": round(1000 / milliseconds, 6) if milliseconds else None,
+        "latency_device": latency.get("device"),
+    }
+
+
+def _mean(values: list[float | None], unit: float = 1.0) -> float | None:
+    """The mean of what is known, in this unit; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known) / unit, 6) if known else None
+
+
+def _seconds(seed: dict[str, Any]) -> float:
+    """Wall time of a training: all attempts up to their last saved state, or its only job with start and end."""
+    return max(seed["training_seconds"], seed.get("benchmark", {}).get("wall_seconds", 0.0))
+
+
+def _memory(seed: dict[str, Any]) -> float | None:
+    """Peak resident bytes of a training's processes; the record's own are those of its GPU where it has one."""
+    own = seed.get("peak_memory_bytes") if origins.on_cpu(seed) else None
+    known = [value for value in (own, seed.get("benchmark", {}).get("memory_bytes")) if value is not None]
+    return max(known, default=None)
 
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else round(100 * value, 6)
 
 
-# ----------------------------------------------------------------------------------------------------------- provenance
-
-
-def _commits(origin: dict[str, Any]) -> list[str]:
-    """The distinct commits that trained and scored a run, training first; "unknown" outside a checkout."""
-    records = [*origin["seeds"].values(), origin["evaluation"]]
-    return list(dict.fromkeys(record.get("commit") or "unknown" for record in records))
-
-
-def _dirty(origin: dict[str, Any]) -> bool:
-    return any(record.get("dirty") for record in [*origin["seeds"].values(), origin["evaluation"]])
-
-
-def _majority(origins: dict[str, dict[str, Any]]) -> list[str]:
-    """The commits that most rows have."""
-    return list(Counter(tuple(_commits(origin)) for origin in origins.values()).most_common(1)[0][0])
-
-
-def _marked(params: Params, origins: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Why a row is not like the others: another commit, a dirty tree, or settings that are not those asked for now."""
-    usual = _majority(origins)
-    reasons = {}
-    for run, origin in origins.items():
-        asked = provenance.digest(params.run(run).training())
-        reason = []
-        if _commits(origin) != usual or _dirty(origin):
-            reason.append(f"made at commit {_short_commits(_commits(origin))}")
-        if _dirty(origin):
-            reason.append("with uncommitted changes")
-        if any(seed.get("settings_digest") != asked for seed in origin["seeds"].values()):
-            reason.append(f"trained with other settings than {Path(params.path).name} has now")
-        if reason:
-            reasons[run] = ", ".join(reason)
-    return reasons
-
-
-def _on_cpu(seed: dict[str, Any]) -> bool:
-    """Whether a training record's device is a CPU; else `device` is the name of a GPU."""
-    return str(seed["device"]).lower().startswith("cpu")
-
-
-def _hardware(origin: dict[str, Any]) -> list[str]:
-    """What each seed was trained on, in words."""
-    words = []
-    for seed in origin["seeds"].values():
-        cpu = (seed.get("hardware") or {}).get("cpu", seed["device"])
-        words.append(f"{cpu} ({seed['threads']} threads)" if _on_cpu(seed) else f"{seed['devices']} × {seed['device']}")
-    return list(dict.fromkeys(words))
-
-
 def _record(
-    name: str, params: Params, results: Path, origins: dict[str, dict[str, Any]], marked: dict[str, str]
+    name: str, params: Params, results: Path, made: dict[str, dict[str, Any]], marked: dict[str, str]
 ) -> dict[str, Any]:
     """What stands beside a table: a hash of the settings asked for, and per row what it was made from."""
     settings = {run: [params.run(run).training(), params.run(run).after_training()] for run in params.table(name)}
-    reported = {run: value.model_dump() for run, value in params.reported.items() if run in settings}
+    known = {**params.reported, **{f"floor of {run}": value for run, value in params.floors.items()}}
+    reported = {
+        run: v.model_dump() for run, v in known.items() if run.removeprefix("floor of ") in needed(name, params=params)
+    }
     rows = {}
-    for run, origin in origins.items():
+    for run, origin in made.items():
         rows[run] = {
             "metrics": provenance.file_digest(results / "runs" / run / "metrics.json"),
-            "commit": _commits(origin),
-            "dirty": _dirty(origin),
+            "commit": origins.commits(origin),
+            "dirty": origins.dirty(origin),
             "marked": marked.get(run),
             "settings": {seed: record.get("settings_digest") for seed, record in origin["seeds"].items()},
+            "inputs": {seed: record.get("inputs") for seed, record in origin["seeds"].items()},
+            "dataset": origin["evaluation"].get("dataset"),
             "weights": origin["evaluation"].get("weights"),
-            "hardware": _hardware(origin),
+            "environment": {seed: record.get("versions") for seed, record in origin["seeds"].items()},
+            "hardware": origins.hardware(origin),
             "seeds": list(origin["seeds"]),
+            **cost(list(origin["seeds"].values())),
+            "commands": [record.get("command") for record in [*origin["seeds"].values(), origin["evaluation"]]],
         }
     return provenance.record(
         table=name, settings=provenance.digest([settings, reported]), synthetic=params.synthetic is not None, rows=rows
@@ -270,47 +281,86 @@ def _columns(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         "Sensors": [_sensors(row) for row in frame.itertuples()],
         "Teacher": [row.teacher or "" for row in frame.itertuples()],
     }
-    for score in ("mAP", "NDS"):
-        gains = zip(frame[f"{score}_gain_points"], frame[f"{score}_gain_std_points"], strict=True)
+    for score in SCORES:
         values = zip(frame[f"{score}_percent"], frame[f"{score}_std_percent"], strict=True)
-        columns[f"{score} ↑ (%)"] = [_spread(f"{value:.1f}", std) for value, std in values]
-        columns[f"Δ{score}"] = [_spread(_signed(gain), std) for gain, std in gains]
-    columns |= {heading: [f"{value:.3f}" for value in frame[column]] for column, (_, heading) in ERRORS.items()}
-    for score in ("mAP", "NDS"):
+        columns[f"{score} ↑ (%)"] = ["" if pd.isna(value) else _spread(f"{value:.1f}", std) for value, std in values]
+        columns[f"Δ{score}"] = [_gain_text(row, score) for row in frame.to_dict("records")]
+    columns |= {
+        heading: ["" if pd.isna(value) else f"{value:.3f}" for value in frame[column]]
+        for column, (_, heading) in ERRORS.items()
+    }
+    for score in SCORES:
         pairs = zip(frame[f"{score}_reported_percent"], frame[f"{score}_difference_points"], strict=True)
-        columns[f"reported {score} (ours − it)"] = ["" if pd.isna(r) else f"{r:.1f} ({_signed(d)})" for r, d in pairs]
-    units = {"parameters_millions": "Params (M)", "flops_giga": "GFLOPs", "latency_ms": "Latency (ms)"}
+        columns[f"reported {score} (ours − it)"] = [_reported_text(*pair) for pair in pairs]
+    units = {"parameters_millions": "Params (M)", "flops_giga": "GFLOPs", "latency_ms": "Latency (ms)", "fps": "FPS"}
     units |= {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
+    units |= {} if _one_device_each(frame) else {"wall_hours": "Hours"}
+    units |= {"memory_gb": "Mem. (GB)", "gpu_memory_gb": "GPU mem. (GB)"}
     columns |= {heading: [_short(v) for v in frame[column]] for column, heading in units.items() if column in frame}
     columns["n"] = [str(n) for n in frame["n_seeds"]]
     kept = {heading: cells for heading, cells in columns.items() if any(cells)}
     return list(kept), [list(row) for row in zip(*kept.values(), strict=True)]
 
 
-def _notes(frame: pd.DataFrame, params: Params, origins: dict[str, Any], marked: dict[str, str]) -> list[str]:
+def _notes(
+    frame: pd.DataFrame, params: Params, made: dict[str, Any], marked: dict[str, str], results: Path
+) -> list[str]:
     """What the reader has to know: data, seeds, commit, hardware, and what the marks mean."""
     names = list(frame["run"])
     data = runs.dataset(params, names)
     notes = [f"{data[0].upper() + data[1:] if params.synthetic else data}. L: LiDAR, C: camera."]
+    if (frame["task"] == "segmentation").any():
+        notes[0] += " mIoU: mean over the map classes, each at its best threshold."
     if (frame["kind"] == "distilled").any():
         notes[0] += " Δ: percentage points over the same student trained without a teacher."
+    notes += _interval_note(frame)
     seeds = sorted({"seed " + s if " " not in s else "seeds " + s.replace(" ", ", ") for s in frame["seeds"]})
     seeds_note = " or ".join(seeds).capitalize()
     if (frame["n_seeds"] > 1).any():
         seeds_note += "; ±: sample standard deviation over the n seeds"
-    notes.append(f"{seeds_note}. Hours: training time of one seed × devices, without its teacher's.")
-    hardware = "; ".join(dict.fromkeys(word for origin in origins.values() for word in _hardware(origin)))
-    notes.append(f"Commit {_short_commits(_majority(origins))}. Trained on {hardware}.")
+    notes.append(f"{seeds_note}. Cost: training of one seed with all its attempts, without its teacher's.")
+    hardware = "; ".join(dict.fromkeys(word for origin in made.values() for word in origins.hardware(origin)))
+    notes.append(f"Commit {origins.short(origins.usual_commits(made))}. Trained on {hardware}.")
+    if "latency_device" in frame:
+        notes[-1] += f" Latency: median of one sample, {'; '.join(frame['latency_device'].dropna().unique())}."
     alike: dict[str, list[str]] = {}
     for run, reason in marked.items():
         alike.setdefault(reason, []).append(run)
     notes += [f"{MARK} {', '.join(found)}: {reason}." for reason, found in alike.items()]
+    notes += [note for name in names for note in _weak_note(params.run(name), params, results)]
     sources = frame.dropna(subset="reported_source")
     notes += [f"Reported, {row.run}: {row.reported_source}." for row in sources.itertuples()]
     return notes
 
 
-def _left(cells: Cells) -> list[bool]:
+def _interval_note(frame: pd.DataFrame) -> list[str]:
+    """What the intervals beside the gains are; none where no row has one."""
+    shown = frame.dropna(subset=[f"{score}_gain_low_points" for score in SCORES], how="all")
+    if shown.empty:
+        return []
+    scenes = sorted({int(number) for number in shown["gain_scenes"]})
+    drawn = "scenes and seeds" if (shown["n_seeds"] > 1).any() else "scenes"
+    note = f"In brackets: {gains.LEVEL:.0%} confidence interval of the gain, paired bootstrap over {drawn}"
+    few = ", too few to trust it" if scenes[0] < gains.FEW_SCENES else ""
+    return [f"{note} ({' or '.join(map(str, scenes))} scenes{few})."]
+
+
+def _weak_note(run: Run, params: Params, results: Path) -> list[str]:
+    """One sentence for a row whose baseline is weaker than what is public for the same student."""
+    low = _weak(run, params, results)
+    if not low or run.student is None:
+        return []
+    public = f"{', '.join(low)} ({params.floors[run.student].source})"
+    return [f"{WEAK} {run.name}: its baseline {run.student} has {public}; part of the gain may be that."]
+
+
+def _one_device_each(frame: pd.DataFrame) -> bool:
+    """Whether wall time says no more than device-hours do."""
+    wall = frame["wall_hours"]
+    return bool(((frame["gpu_hours"] == wall) | (frame["cpu_hours"] == wall)).all())
+
+
+def words(cells: Cells) -> list[bool]:
     """Which columns hold words."""
     return [heading in ("Run", "Sensors", "Teacher") for heading in cells.head]
 
@@ -323,6 +373,22 @@ def _sensors(row: Any) -> str:
 
 def _letters(sensors: str) -> str:
     return "+".join({"lidar": "L", "camera": "C"}[sensor] for sensor in sensors.split("+"))
+
+
+def _gain_text(row: dict[str, Any], score: str) -> str:
+    """A gain with its interval, or its spread over the seeds where there is none; marked over a weak baseline."""
+    gain, low, high = (row[f"{score}_gain{part}_points"] for part in ("", "_low", "_high"))
+    if pd.isna(gain):
+        return ""
+    bare = _signed(gain)
+    text = (
+        _spread(bare, row[f"{score}_gain_std_points"]) if pd.isna(low) else f"{bare} [{_signed(low)}, {_signed(high)}]"
+    )
+    return f"{text} {WEAK}" if row["weak_baseline"] else text
+
+
+def _reported_text(reported: float | None, difference: float | None) -> str:
+    return "" if pd.isna(reported) else f"{reported:.1f}" + ("" if pd.isna(difference) else f" ({_signed(difference)})")
 
 
 def _spread(value: str, deviation: float | None) -> str:
@@ -344,10 +410,6 @@ def _short(value: float | None) -> str:
     if 0 < value < 0.005:
         return "<0.01"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def _short_commits(commits: list[str]) -> str:
-    return ", ".join(commit[:10] for commit in commits)
 
 
 def _tex(text: str) -> str:

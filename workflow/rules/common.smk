@@ -5,6 +5,7 @@ import shlex
 
 from scripts import machine, slurm_queue
 from vexkd import seal
+from vexkd.errors import InputError
 
 machine.find_own_commands()
 
@@ -14,6 +15,7 @@ INFOS = [
     f"artifacts/infos/{name}.parquet"
     for name in ("samples", "sweeps", "cameras", "boxes")
 ]
+MAPS = ["artifacts/maps/rasters.npy", "artifacts/maps/index.parquet"]
 WEIGHTS = "models/{run}/seed{seed}/weights.safetensors"
 CORES = workflow.resource_settings.cores or 1  # none on a cluster: the profile says
 SCRIPTS = os.path.relpath(
@@ -27,6 +29,7 @@ wildcard_constraints:
     run="[a-z0-9-]+",
     table="[a-z0-9_-]+",
     seed="[0-9]+",
+    ending="json|safetensors",
 
 
 def raw_data(wildcards=None):
@@ -62,6 +65,29 @@ def paste_of(wildcards):
     return paste_database() if wildcards.run in pasting_runs() else []
 
 
+def map_rasters():
+    """The labels of map segmentation, where a run reads them."""
+    read = any(run.map is not None for run in SETTINGS.runs.values())
+    return MAPS if read else []
+
+
+def map_settings(wildcards):
+    return seal.map_settings(SETTINGS)
+
+
+def maps_of(wildcards):
+    return MAPS if SETTINGS.run(wildcards.run).map is not None else []
+
+
+def labels_of(wildcards):
+    """What predicted maps are scored against; boxes are scored against the raw data."""
+    return [*INFOS, *MAPS] if is_segmenter(wildcards.run) else []
+
+
+def is_segmenter(name):
+    return SETTINGS.run(name).task == "segmentation"
+
+
 def start_of(wildcards):
     start = SETTINGS.run(wildcards.run).start
     return WEIGHTS.format(run=start, seed=wildcards.seed) if start else []
@@ -86,6 +112,7 @@ def train_options(wildcards, input):
     return given(
         {
             "--paste": "artifacts/paste" if input.get("paste") else "",
+            "--maps": "artifacts/maps" if input.get("maps") else "",
             "--start": "".join(input.get("start", "")),
             "--teacher": "".join(input.get("teacher", "")),
         }
@@ -96,28 +123,47 @@ def attempt_number(wildcards, attempt):
     return attempt
 
 
-def train_processes(wildcards, resources):
-    """`vexkd` itself, or where the profile asks for several GPUs, torchrun with one of it for each."""
-    gpus = resources.get("gpu", 1)
+def processes(wildcards, resources):
+    """`vexkd` itself, or where the profile asks for several GPUs, torchrun with one of it for each, on each node."""
+    gpus, nodes = resources.get("gpu") or 1, resources.get("nodes") or 1
+    if nodes > 1:
+        if resources.get("tasks") != nodes or not resources.get("mpi") or gpus % nodes:
+            raise InputError(
+                f"the profile asks for {gpus} GPUs on {nodes} nodes: that needs as many GPUs on each, `tasks: {nodes}`"
+                " and `mpi: srun` (docs/CLUSTER.md)."
+            )
+        step = f"srun --nodes {nodes} --ntasks {nodes} --ntasks-per-node 1 --kill-on-bad-exit=1"
+        return f"{step} vexkd-launch --srun --nproc_per_node {gpus // nodes} --no-python vexkd"
     torchrun = f"vexkd-launch --standalone --nproc_per_node {gpus} --no-python"
     return f"{torchrun} vexkd" if gpus > 1 else "vexkd"
+
+
+def threads_each(threads, resources):
+    """Threads of each process: those of the job are shared by the GPUs of a node."""
+    gpus, nodes = resources.get("gpu") or 1, resources.get("nodes") or 1
+    return max(1, threads * nodes // max(gpus, nodes))
 
 
 def train_pace(wildcards, threads, resources):
     """What the machine decides and no result depends on: threads of a process, loaders, parts of a batch, the deadline."""
     return given(
         {
-            "--threads": max(1, threads // max(1, resources.get("gpu", 1))),
+            "--threads": threads_each(threads, resources),
             "--workers": resources.get("workers"),
             "--accumulate": resources.get("accumulate"),
+            "--checkpoint-minutes": resources.get("checkpoint_minutes"),
             "--max-seconds": deadline(resources.get("runtime")),
         }
     )
 
 
-def predict_options(wildcards, resources):
+def predict_options(wildcards, threads, resources):
     return given(
-        {"--workers": resources.get("workers"), "--batch": resources.get("batch")}
+        {
+            "--threads": threads_each(threads, resources),
+            "--workers": resources.get("workers"),
+            "--batch": resources.get("batch"),
+        }
     )
 
 
@@ -155,6 +201,17 @@ def of_every_seed(name):
     return files
 
 
+def predictions_of_every_seed(wildcards):
+    run = SETTINGS.run(wildcards.run)
+    return [seal.predictions_path("models", run, seed) for seed in SETTINGS.seeds]
+
+
+def first_predictions(wildcards):
+    """What the figures of a run show."""
+    run = SETTINGS.run(wildcards.run)
+    return seal.predictions_path("models", run, SETTINGS.seeds[0])
+
+
 def seed_options(wildcards):
     return " ".join(f"--seeds {seed}" for seed in SETTINGS.seeds)
 
@@ -175,18 +232,23 @@ def with_students(runs):
     return [name for run in runs if run.student for name in (run.name, run.student)]
 
 
-def distilled_runs():
-    return [name for name, run in SETTINGS.runs.items() if run.student]
+def distilled_detectors():
+    return [
+        run for run in SETTINGS.runs.values() if run.student and run.task == "detection"
+    ]
 
 
 def distillation_metrics(wildcards):
-    names = sorted(set(with_students(SETTINGS.runs.values())))
+    names = sorted(set(with_students(distilled_detectors())))
     return expand("results/runs/{run}/metrics.json", run=names)
 
 
 def every_figure():
-    birdseyes = [f"birdseye-{name}" for name in SETTINGS.runs]
-    named = ["curves", *birdseyes, *(["distillation"] if distilled_runs() else [])]
+    scenes = [
+        f"maps-{name}" if is_segmenter(name) else f"birdseye-{name}"
+        for name in SETTINGS.runs
+    ]
+    named = ["curves", *scenes, *(["distillation"] if distilled_detectors() else [])]
     return expand(
         "results/figures/{figure}.{end}", figure=named, end=["png", "svg", "csv"]
     )
@@ -198,11 +260,11 @@ def every_run():
         "models/{run}/seed{seed}/{name}",
         run=SETTINGS.runs,
         seed=SETTINGS.seeds,
-        name=[
-            "weights.safetensors",
-            "curve.csv",
-            "provenance.json",
-            "predictions.json",
-        ],
+        name=["weights.safetensors", "curve.csv", "provenance.json"],
     )
+    seeds += [
+        seal.predictions_path("models", run, seed)
+        for run in SETTINGS.runs.values()
+        for seed in SETTINGS.seeds
+    ]
     return seeds + expand("results/runs/{run}/metrics.json", run=SETTINGS.runs)

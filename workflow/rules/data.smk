@@ -1,4 +1,5 @@
-# Preparation: the embedded town where params.yaml asks for it, the check of the raw data, infos, the database of objects.
+# Preparation: the embedded town where params.yaml asks for it, the check of the raw data, infos, the database of objects,
+# the map rasters.
 
 if SETTINGS.synthetic:
 
@@ -77,8 +78,30 @@ rule paste:
         " --sweeps {params.settings[sweeps]} --workers {threads} > {log} 2>&1"
 
 
+rule maps:
+    input:
+        raw_data,
+        infos=INFOS,
+        settings="results/settings/maps.yaml",
+    output:
+        MAPS,
+    log:
+        "logs/maps.log",
+    benchmark:
+        "logs/benchmarks/maps.tsv"
+    threads: CORES
+    params:
+        root=SETTINGS.root,
+        settings=map_settings,
+    shell:
+        "vexkd maps --root {params.root} --infos artifacts/infos --out artifacts/maps"
+        " --reach {params.settings[reach]} --cell {params.settings[cell]} --edges {params.settings[edges]}"
+        " --workers {threads} > {log} 2>&1"
+
+
 rule prepare:
     input:
         "artifacts/manifest.parquet",
         INFOS,
         paste_database(),
+        map_rasters(),

@@ -5,6 +5,7 @@ rule table:
     input:
         metrics=table_needs("metrics.json"),
         records=table_needs("provenance.json"),
+        resamples=table_needs("resamples.json"),
         settings="results/settings/table-{table}.yaml",
     output:
         csv="results/tables/{table}.csv",
@@ -65,7 +66,7 @@ rule birdseye:
     input:
         raw_data,
         infos=INFOS,
-        predictions=f"models/{{run}}/seed{SETTINGS.seeds[0]}/predictions.json",
+        predictions=first_predictions,
     output:
         png=report(
             "results/figures/birdseye-{run}.png",
@@ -82,6 +83,31 @@ rule birdseye:
     shell:
         "vexkd figure birdseye {wildcards.run} --results results --models models --root {params.root}"
         " --infos artifacts/infos --seed {params.seed} > {log} 2>&1"
+
+
+rule map_figure:
+    input:
+        raw_data,
+        infos=INFOS,
+        maps=MAPS,
+        predictions=first_predictions,
+        metrics="results/runs/{run}/metrics.json",
+    output:
+        png=report(
+            "results/figures/maps-{run}.png",
+            category="Figures",
+            caption="../report/maps.rst",
+        ),
+        svg="results/figures/maps-{run}.svg",
+        csv="results/figures/maps-{run}.csv",
+    log:
+        "logs/figure/maps-{run}.log",
+    params:
+        root=SETTINGS.root,
+        seed=SETTINGS.seeds[0],
+    shell:
+        "vexkd figure maps {wildcards.run} --results results --models models --root {params.root}"
+        " --infos artifacts/infos --maps artifacts/maps --seed {params.seed} > {log} 2>&1"
 
 
 rule tables:

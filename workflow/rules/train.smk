@@ -8,6 +8,7 @@ rule train:
         raw_data,
         infos=INFOS,
         paste=paste_of,
+        maps=maps_of,
         start=start_of,
         teacher=teacher_of,
         config="results/runs/{run}/config.yaml",
@@ -18,7 +19,7 @@ rule train:
     log:
         "logs/train/{run}-seed{seed}.log",
     benchmark:
-        "logs/benchmarks/train/{run}-seed{seed}.tsv"
+        "models/{run}/seed{seed}/benchmark.tsv"
     priority: 10
     threads: train_threads
     resources:
@@ -26,7 +27,7 @@ rule train:
     params:
         root=SETTINGS.root,
         attempt=ATTEMPT,
-        vexkd=train_processes,
+        vexkd=processes,
         more=train_options,
         pace=train_pace,
     shell:
@@ -43,28 +44,30 @@ rule predict:
         config="results/runs/{run}/config.yaml",
         inference="results/runs/{run}/inference.yaml",
     output:
-        predictions="models/{run}/seed{seed}/predictions.json",
+        predictions="models/{run}/seed{seed}/predictions.{ending}",
     log:
-        "logs/predict/{run}-seed{seed}.log",
+        "logs/predict/{run}-seed{seed}.{ending}.log",
     benchmark:
-        "logs/benchmarks/predict/{run}-seed{seed}.tsv"
+        "logs/benchmarks/predict/{run}-seed{seed}.{ending}.tsv"
     threads: train_threads
     resources:
         attempt=attempt_number,
     params:
         root=SETTINGS.root,
         attempt=ATTEMPT,
+        vexkd=processes,
         more=predict_options,
     shell:
-        "exec {params.attempt} {resources.attempt} {log} vexkd predict --weights {input.weights}"
+        "exec {params.attempt} {resources.attempt} {log} {params.vexkd} predict --weights {input.weights}"
         " --config {input.config} --inference {input.inference} --root {params.root} --infos artifacts/infos"
-        " --out {output.predictions} --threads {threads} {params.more}"
+        " --out {output.predictions} {params.more}"
 
 
 rule evaluate:
     input:
         raw_data,
-        predictions=of_every_seed("predictions.json"),
+        labels=labels_of,
+        predictions=predictions_of_every_seed,
         weights=of_every_seed("weights.safetensors"),
         curves=of_every_seed("curve.csv"),
         records=of_every_seed("provenance.json"),
@@ -74,6 +77,7 @@ rule evaluate:
         metrics="results/runs/{run}/metrics.json",
         curve="results/runs/{run}/curve.csv",
         provenance="results/runs/{run}/provenance.json",
+        resamples="results/runs/{run}/resamples.json",
     log:
         "logs/evaluate/{run}.log",
     benchmark:

@@ -1,10 +1,14 @@
 """One attempt at a training or a prediction: `python attempt.py NUMBER LOG COMMAND...`, the command's status as its own.
 
 Retries are for lost nodes and exceeded limits. What ended with status 2 was refused as bad input: its sentence is kept,
-and the later attempts of the same call end with it at once. A lock keeps a second writer away, such as the same job started
-again beside one that an earlier call left running. Standard library only; signals go on to the command.
+and the later attempts of the same call end with it at once. Standard library only; signals go on to the command.
+
+A lock keeps a second writer away, such as the same job started again beside one that an earlier call left running. A
+training has one of its own besides (vexkd/engine/lock.py), which needs no file locks and finds a dead holder on any machine,
+but refuses at once; this one waits for a job that is just ending, and is the only one that predictions have.
 """
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -16,6 +20,7 @@ from pathlib import Path
 
 REFUSED = 2
 FOLDER = Path("scratch/attempts")
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 PATIENCE = float(os.environ.get("VEXKD_LOCK_SECONDS", "60"))  # an ending job may still be saving
 
 
@@ -58,8 +63,14 @@ def alone(lock) -> bool:
 
 
 def run(command: list[str], stream) -> int:
-    """The command's status, 128 + N where signal N ended it; it gets the signals that schedulers send."""
-    process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+    """The command's status, 128 + N where signal N ended it; it gets the signals that schedulers send.
+
+    It hears of this script's sudden death as of a SIGTERM, so that it does not train on unnoticed.
+    """
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: 0
+    process = subprocess.Popen(
+        command, stdout=stream, stderr=subprocess.STDOUT, preexec_fn=lambda: prctl(DIE_WITH_PARENT, signal.SIGTERM)
+    )
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda received, _frame: process.send_signal(received))
     status = process.wait()

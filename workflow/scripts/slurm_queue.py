@@ -18,16 +18,18 @@ def refuse_beside_running_jobs(executor: str) -> None:
 
 
 def left_running() -> list[tuple[str, str]]:
-    """Number and name of each such job; the plugin names the rule in a job's comment."""
-    command = ["squeue", "--me", "--noheader", "--format", "%A|%Z|%k"]
+    """Number and name of each such job. The plugin names the rule in a job's comment, and its log lies in our folder."""
+    fields = {"JobID": 20, "Comment": 400, "STDOUT": 4096}
+    columns = ",".join(f"{name}:{width}" for name, width in fields.items())
+    command = ["squeue", "--me", "--noheader", f"--Format={columns}"]
     try:
         out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []  # what is wrong with the queue, the executor will say
-    rows = [line.split("|", 2) for line in out.splitlines() if line.count("|") >= 2]
-    here, own = Path.cwd().resolve(), os.environ.get("SLURM_JOB_ID")
+    logs, own = str(Path(".snakemake/slurm_logs").resolve()), os.environ.get("SLURM_JOB_ID")
+    rows = [(line[:20].strip(), line[20:420].strip(), line[420:].strip()) for line in out.splitlines()]
     return [
         (number, comment.removeprefix("rule_"))
-        for number, folder, comment in rows
-        if comment.startswith("rule_") and number != own and Path(folder).resolve() == here
+        for number, comment, log in rows
+        if comment.startswith("rule_") and number != own and log.startswith(f"{logs}{os.sep}")
     ]

@@ -2,7 +2,7 @@
 
 DVC reads params.yaml after a stage's command. So the command fails if the file changed meanwhile, and it fails if a
 run's weights or metrics were not made with it: what DVC records is what was made. The profile is SNAKEMAKE_PROFILE's,
-or local.
+or local. `python stage.py seal` makes nothing: it fails where something is still to be made (for `make seal`).
 """
 
 import os
@@ -16,10 +16,12 @@ from vexkd.errors import InputError
 PARAMS = Path("params.yaml")
 
 
-def snakemake(*targets: str) -> None:
-    """Run Snakemake on these targets, in this environment; its failure is ours."""
+def snakemake(*targets: str, options: tuple[str, ...] = (), quiet: bool = False) -> str:
+    """Run Snakemake on these targets, in this environment; its failure is ours. Returns what it said where it is quiet."""
     environment = {**os.environ, "SNAKEMAKE_PROFILE": os.environ.get("SNAKEMAKE_PROFILE") or "local"}
-    subprocess.run([sys.executable, "-m", "snakemake", "--", *targets], env=environment, check=True)
+    command = [sys.executable, "-m", "snakemake", *options, "--", *targets]
+    heard = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if quiet else {}
+    return subprocess.run(command, env=environment, check=True, text=True, **heard).stdout or ""
 
 
 def make(target: str) -> None:
@@ -28,6 +30,14 @@ def make(target: str) -> None:
     if settings.synthetic is not None and not Path(settings.root).is_dir():
         snakemake(settings.root)
     snakemake(target)
+
+
+def refuse_unmade() -> None:
+    """Tables and figures carry no settings: whether they are those of now, only the plan tells."""
+    if "Nothing to be done" not in snakemake("all", options=("--dry-run",), quiet=True):
+        raise InputError(
+            "some files are still to be made (`snakemake --profile local -n` lists them); run snakemake first."
+        )
 
 
 def main(target: str) -> None:
@@ -42,7 +52,7 @@ def main(target: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        refuse_unmade() if sys.argv[1] == "seal" else main(sys.argv[1])
     except InputError as error:
         sys.exit(str(error))
     except subprocess.CalledProcessError as error:

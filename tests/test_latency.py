@@ -1,0 +1,153 @@
+"""Times of stages: they add up, they are where the time is spent, and a distilled student costs what its baseline costs."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from conftest import tiny_settings
+
+from vexkd import cli, params, provenance
+from vexkd.engine import checkpoint, summary
+from vexkd.errors import InputError
+from vexkd.evaluate import latency
+from vexkd.models import bev_model
+
+CPU = torch.device("cpu")
+
+
+def slowly(function):
+    """The same function, a tenth of a second later."""
+
+    def slow(*args, **kwargs):
+        time.sleep(0.1)
+        return function(*args, **kwargs)
+
+    return slow
+
+
+def quick(settings: params.Params, name: str, **more) -> dict:
+    run = settings.run(name)
+    model = bev_model.build(run)
+    source = more.pop("source", None) or latency.made_up(settings, run)
+    return latency.measure(model, run, source, repeats=2, warmup=1, device=CPU, **more)
+
+
+def test_stages_add_up_without_gaps():
+    watch = latency.Stopwatch(CPU)
+    with watch:
+        for name, seconds in (("a", 0.02), ("b", 0.03), ("a", 0.02)):
+            watch.begin(name)
+            time.sleep(seconds)
+    found = watch.seconds()
+    assert list(found) == ["a", "b"]
+    assert found["a"] == pytest.approx(0.04, abs=0.01)
+    assert found["b"] == pytest.approx(0.03, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["centerpoint-det", "fusion-det"])
+def test_every_part_has_its_stage(settings, name):
+    found = quick(settings, name)
+    expected = {latency.TRANSFER, latency.DECODE, latency.REST, latency.VOXELIZE, latency.LIDAR_ENCODER}
+    expected |= {"bev encoder", "head"}
+    expected |= {"camera encoder", "view", "fusion"} if name == "fusion-det" else set()
+    assert set(found["stages"]) == expected
+    assert found["with_reading"] is None
+    assert found["p5_ms"] <= found["median_ms"] <= found["p95_ms"]
+    total = sum(stage["median_ms"] for stage in found["stages"].values())
+    assert total == pytest.approx(found["median_ms"], rel=0.01)  # of two samples the median is the mean
+
+
+@pytest.mark.parametrize(
+    ("part", "stage"),
+    [("lidar.stem", "lidar encoder"), ("camera.encoder", "camera encoder"), ("camera.view", "view"), ("fusion", "fusion"),
+     ("bev_encoder", "bev encoder"), ("head", "head")],
+)  # fmt: skip
+def test_a_slow_part_shows_in_its_own_stage(settings, part, stage):
+    run = settings.run("fusion-det")
+    model = bev_model.build(run)
+    source = latency.made_up(settings, run)
+    module = model.get_submodule(part)
+    module.forward = slowly(module.forward)
+    found = latency.measure(model, run, source, repeats=1, warmup=1, device=CPU)["stages"]
+    assert found[stage]["median_ms"] >= 100
+    assert max(found, key=lambda name: found[name]["median_ms"]) == stage
+
+
+def test_slow_voxels_decoding_and_files_show_in_theirs(settings, monkeypatch):
+    from vexkd.models import sparse_encoder
+    from vexkd.models.centerpoint import CenterPointHead
+
+    monkeypatch.setattr(sparse_encoder, "voxelize", slowly(sparse_encoder.voxelize))
+    monkeypatch.setattr(CenterPointHead, "decode", slowly(CenterPointHead.decode))
+    run = settings.run("centerpoint-det")
+    once = latency.made_up(settings, run)
+    source = latency.Source(slowly(once.read), True, "slow disk")
+    found = quick(settings, "centerpoint-det", source=source)
+    for stage in (latency.READ, latency.VOXELIZE, latency.DECODE):
+        assert found["stages"][stage]["median_ms"] >= 100
+    assert found["stages"]["head"]["median_ms"] < 100
+    assert found["with_reading"]["median_ms"] == pytest.approx(
+        found["median_ms"] + found["stages"][latency.READ]["median_ms"], rel=0.01
+    )
+
+
+def test_a_distilled_student_has_the_graph_of_its_baseline(settings):
+    baseline, distilled = quick(settings, "centerpoint-det"), quick(settings, "centerpoint-det-vexkd")
+    for key in ("graph", "parameters", "macs", "flops", "sample"):
+        assert baseline[key] == distilled[key]
+    assert baseline["graph"] != quick(settings, "lidar-pretrain")["graph"]
+
+
+def test_half_precision_is_named_and_runs(settings):
+    assert quick(settings, "centerpoint-det", dtype="bf16")["median_ms"] > 0
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, town):
+    import yaml
+
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_settings()))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["vexkd", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.app(list(arguments), standalone_mode=True)
+    assert stop.value.code == 0
+
+
+def test_the_verb_measures_trained_weights_on_real_samples(home, town, monkeypatch, capsys):
+    settings = params.load(home / "params.yaml")
+    run = settings.run("centerpoint-det")
+    weights = home / "models/centerpoint-det/seed0/weights.safetensors"
+    checkpoint.save_weights(weights, bev_model.build(run), run=run, inputs={}, record={"seed": 0})
+    options = ["--root", str(town / "data"), "--infos", str(town / "infos"), "--repeats", "3", "--warmup", "1"]
+    call(monkeypatch, "latency", "centerpoint-det", *options, "--device", "cpu", "--threads", "1")
+    kept = json.loads((home / "results/runs/centerpoint-det/latency.json").read_text())
+    assert kept["weights"] == provenance.file_digest(weights)
+    assert kept["repeats"] == 3
+    assert kept["threads"] == 1
+    assert kept["dtype"] == "fp32"
+    assert kept["batch"] == 1
+    assert {"device", "commit", "versions", "graph", "macs", "parameters"} <= set(kept)
+    assert kept["with_reading"]["median_ms"] > kept["median_ms"] > 0
+    assert latency.READ in kept["stages"]
+    assert "centerpoint-det" in capsys.readouterr().out
+
+
+def test_no_weights_is_one_sentence(home):
+    settings = params.load(home / "params.yaml")
+    options = {"params": settings, "models": home / "models", "seed": 0, "weights": None, "random": False}
+    with pytest.raises(InputError, match=r"models/centerpoint-det/seed0.*--random"):
+        summary.deployed("centerpoint-det", **options)
+    run = settings.run("lidar-pretrain")
+    path = home / "other.safetensors"
+    checkpoint.save_weights(path, bev_model.build(run), run=run, inputs={}, record={})
+    with pytest.raises(InputError, match="weights of lidar-pretrain, not of centerpoint-det"):
+        summary.deployed("centerpoint-det", **options | {"weights": path})
+    assert summary.deployed(None, **options | {"weights": path})[1].name == "lidar-pretrain"

@@ -1,0 +1,76 @@
+"""What one training step shows a method of distillation: the batch, both models, and what they made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vexkd.batch import Batch, Output
+from vexkd.errors import InputError
+from vexkd.models.bev_model import BEVModel
+
+
+@dataclass
+class Lesson:
+    """One step. B batch, C channels, Y X BEV.
+
+    output: the student's, with gradients. taught: the teacher's maps (B, C, Y, X), without. learning: whether masks learn
+    in this step. counts: the method's own `positives`, teacher_counts the teacher's, both as a loss divides by them.
+    """
+
+    batch: Batch
+    student: BEVModel
+    teacher: BEVModel
+    output: Output
+    taught: dict[str, Tensor]
+    learning: bool
+    counts: Tensor
+    teacher_counts: Tensor
+
+    @torch.no_grad()
+    def teacher_predictions(self) -> Any:
+        """The raw output of the teacher's head."""
+        return self.teacher.head(self.taught["high"])
+
+    def masked_teacher_loss(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Eq. 4 in cascade: masked low -> BEV encoder -> masked high -> head -> task loss; gradients reach only the masks.
+
+        masks: (B, 1, Y, X) by level.
+        """
+        if "low" in masks:
+            high = self.teacher.bev_encoder(self.taught["low"] * masks["low"])
+        else:
+            high = self.taught["high"]
+        if "high" in masks:
+            high = high * masks["high"]
+        return self.teacher.loss(Output(predictions=self.teacher.head(high)), self.batch, self.teacher_counts)
+
+
+class Method(Protocol):
+    """A method: a module whose parameters are trained with the student and dropped after.
+
+    normalisers: the length of `positives`, counts that are summed over the parts of a global batch before the loss divides
+    by them, so that every split of a batch gives the same gradients. masks: the module that learns where to distil and is
+    frozen by the schedule, or None. forward: weighted loss terms, and figures to watch.
+    """
+
+    normalisers: int
+    masks: torch.nn.Module | None
+
+    def positives(self, batch: Batch) -> Tensor: ...
+
+    def __call__(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]: ...
+
+
+def weights_of(method: str, published: Mapping[str, float], chosen: Mapping[str, float] | None) -> dict[str, float]:
+    """The weights of a method's terms: the published ones, some replaced. Raises InputError for a term it has not."""
+    for name in chosen or {}:
+        if name not in published:
+            raise InputError(
+                f"distill.weights.{name}: {method} has no such term; name one of {', '.join(sorted(published))}."
+            )
+    return {**published, **(chosen or {})}

@@ -1,0 +1,125 @@
+"""UniDistill (CVPR 2023): key points of the boxes at `low`, their relations at `high`, and the predictions.
+
+B batch, M boxes, C channels, Y X BEV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vexkd.batch import Batch
+from vexkd.distill import regions
+from vexkd.distill.adapters import adapter, widths
+from vexkd.distill.lesson import Lesson, weights_of
+from vexkd.geometry import BevGrid
+from vexkd.models.bev_model import BEVModel
+from vexkd.models.centerpoint import BRANCHES, CenterPointHead
+from vexkd.params import Distill
+
+# Published weights by the sensors of teacher and student; a pair that is not published takes those of L+C -> L.
+WEIGHTS = {
+    ("lidar+camera", "lidar"): {"feature": 10.0, "relation": 1.0, "response": 10.0},
+    ("lidar+camera", "camera"): {"feature": 10.0, "relation": 5.0, "response": 10.0},
+    ("lidar", "camera"): {"feature": 100.0, "relation": 40.0, "response": 10.0},
+    ("camera", "lidar"): {"feature": 10.0, "relation": 5.0, "response": 1.0},
+}
+# The Gaussians over the boxes where predictions are compared: overlap published, least radius CenterPoint's (inferred).
+OVERLAP, MIN_RADIUS = 0.7, 2
+
+
+class UniDistill(nn.Module):
+    """Terms `feature`, `relation`, `heatmap` and, where both heads are CenterPoint's with the same tasks, `box`.
+
+    adapter: student's `low` to the teacher's channels. same_boxes: whether both heads' box maps mean the same.
+    """
+
+    normalisers = 2
+    masks = None
+
+    def __init__(self, *, grid: BevGrid, adapter: nn.Module, same_boxes: bool, weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.grid, self.adapter, self.same_boxes, self.weights = grid, adapter, same_boxes, dict(weights)
+
+    def positives(self, batch: Batch) -> Tensor:
+        """The number of boxes, and the sum of the Gaussians over them (2,)."""
+        boxes = sum(len(boxes) for boxes in regions.on_grid(batch, self.grid))
+        area = regions.gaussians(batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS).sum()
+        return torch.stack([torch.as_tensor(boxes).to(area), area])
+
+    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
+        boxes = regions.on_grid(lesson.batch, self.grid)
+        count, area = lesson.counts
+        features, taught = lesson.output.features, lesson.taught
+        feature = point_distance(self.adapter(features["low"]), taught["low"], boxes, self.grid) / count
+        relation = relation_distance(features["high"], taught["high"], boxes, self.grid) / count
+        mask = regions.gaussians(lesson.batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS)
+        theirs = lesson.teacher_predictions()
+        responses = response_distance(lesson.output.predictions, theirs, mask, boxes=self.same_boxes)
+        terms = {
+            "distill.feature": self.weights["feature"] * feature,
+            "distill.relation": self.weights["relation"] * relation,
+        }
+        terms |= {f"distill.{name}": self.weights["response"] * value / area for name, value in responses.items()}
+        return terms, {}
+
+
+def sampled(feature: Tensor, boxes: list[Tensor], grid: BevGrid) -> Tensor:
+    """Features at the nine key points of all boxes of a batch, sample after sample: (M, 9, C), float32."""
+    found = [
+        regions.sample(one.float(), regions.key_points(mine).flatten(0, 1), grid).unflatten(0, (-1, 9))
+        for one, mine in zip(feature, boxes, strict=True)
+        if len(mine)
+    ]
+    return torch.cat(found) if found else feature.float().sum(dim=(2, 3))[:0, None].expand(-1, 9, -1)
+
+
+def point_distance(student: Tensor, teacher: Tensor, boxes: list[Tensor], grid: BevGrid) -> Tensor:
+    """Absolute difference at the key points, mean over points and channels, summed over the boxes."""
+    difference = sampled(student, boxes, grid) - sampled(teacher, boxes, grid)
+    return difference.abs().mean(dim=(1, 2)).sum()
+
+
+def relation_distance(student: Tensor, teacher: Tensor, boxes: list[Tensor], grid: BevGrid) -> Tensor:
+    """Absolute difference of the 9 x 9 cosine similarities among a box's key points, their mean summed over the boxes."""
+    similar = []
+    for feature in (student, teacher):
+        points = F.normalize(sampled(feature, boxes, grid), dim=2)
+        with torch.autocast(points.device.type, enabled=False):
+            similar.append(points @ points.transpose(1, 2))  # M 9 9
+    return (similar[0] - similar[1]).abs().mean(dim=(1, 2)).sum()
+
+
+def response_distance(student: Any, teacher: Any, mask: Tensor, *, boxes: bool) -> dict[str, Tensor]:
+    """Absolute differences under the mask (B, 1, Y, X), summed: of the largest class score, and of the box maps' mean.
+
+    The teacher's score is sigmoid(x / 2), as published.
+    """
+    score = regions.highest_logit(student).sigmoid() - (regions.highest_logit(teacher) / 2).sigmoid()
+    terms = {"heatmap": (score.abs() * mask).sum()}
+    if boxes:
+        ours, theirs = (torch.cat([task[n].float() for task in p for n in BRANCHES], dim=1) for p in (student, teacher))
+        terms["box"] = ((ours - theirs).abs().mean(dim=1, keepdim=True) * mask).sum()
+    return terms
+
+
+def sensors(model: BEVModel) -> str:
+    """What a model sees, as in WEIGHTS."""
+    return "+".join(name for name in ("lidar", "camera") if getattr(model, name) is not None)
+
+
+def build(*, settings: Distill, student: BEVModel, teacher: BEVModel, teacher_name: str) -> UniDistill:
+    """The method of a run."""
+    published = WEIGHTS.get((sensors(teacher), sensors(student)), WEIGHTS["lidar+camera", "lidar"])
+    heads = student.head, teacher.head
+    same = all(isinstance(head, CenterPointHead) for head in heads) and heads[0].labels == heads[1].labels
+    return UniDistill(
+        grid=teacher.grid,
+        adapter=adapter("always", widths(student)["low"], widths(teacher)["low"], hidden=0.0),
+        same_boxes=same,
+        weights=weights_of("unidistill", published, settings.weights),
+    )

@@ -1,0 +1,213 @@
+"""Charts of the rows that `figures` in params.yaml names: mask blocks, a missing sensor, accuracy against latency.
+
+Each writes results/figures/<name>.{png,svg,csv}; the CSV holds what is drawn, units in its column names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from vexkd import provenance
+from vexkd.errors import InputError
+from vexkd.params import FigureName, Params, Run
+from vexkd.report import drawing, runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SCORES = {"detection": ("mAP", "NDS"), "segmentation": ("mIoU",)}
+SENSORS = ("lidar", "camera")
+SETTLED = 0.05  # a curve has settled when it stays within this share of its whole fall above its end
+PALETTE = (drawing.BLUE, drawing.ORANGE, drawing.GREEN, drawing.PURPLE, drawing.SKY, drawing.VERMILLION)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def make(name: FigureName, *, params: Params, results: Path) -> None:
+    """Draw the figure of this name. Raises InputError where params.yaml names no rows for it or a row lacks its results."""
+    drawn = {"blocks": blocks, "missing-sensor": missing_sensor, "latency": latency}
+    if name not in drawn:
+        raise InputError(f"there is no figure named '{name}'; known are {', '.join(get_args(FigureName))}.")
+    rows = [params.run(row) for row in params.figures.get(name, [])]
+    if not rows:
+        raise InputError(f"{params.path}: figures.{name}: there is no row to draw; list some runs there.")
+    drawn[name](rows, params, Path(results))
+
+
+def blocks(rows: list[Run], params: Params, results: Path) -> None:
+    """Number of mask blocks against the scores and against the epochs until the distillation loss has settled (Fig. 5)."""
+    found = []
+    for run in rows:
+        if run.distill is None:
+            raise InputError(f"{params.path}: figures.blocks: {run.name} is not distilled; list distilled runs.")
+        metrics = runs.metrics(run.name, results)
+        epochs = [settled(curve) for _, curve in runs.curve(run.name, results).groupby("seed")]
+        spread = float(np.std(epochs, ddof=1)) if len(epochs) > 1 else None
+        for score in SCORES[run.task]:
+            row = {"run": run.name, "student": run.student, "blocks": run.distill.mask_blocks, "score": score}
+            row |= _value(metrics, score)
+            found.append(row | {"epochs_to_converge": float(np.mean(epochs)), "epochs_to_converge_std": spread})
+    frame = pd.DataFrame(found).sort_values(["student", "score", "blocks"], kind="stable")
+    stem = _write(frame, results, "blocks")
+    with drawing.figure(stem, (6.6, 3.3)) as made:
+        left, right = made.subplots(1, 2)
+        for number, ((student, score), part) in enumerate(frame.groupby(["student", "score"])):
+            _line(left, part, "percent", "percent_std", number, f"{student}, {score}")
+        for number, (student, part) in enumerate(frame.drop_duplicates(["run"]).groupby("student")):
+            _line(right, part, "epochs_to_converge", "epochs_to_converge_std", number, str(student))
+        for axis, words in ((left, "score (%)"), (right, "epochs until the distillation loss settles")):
+            axis.set_xlabel("mask blocks")
+            axis.set_ylabel(words)
+            axis.set_xticks(sorted(frame["blocks"].unique()))
+            axis.grid(axis="y")
+            axis.legend()
+        drawing.heading(made, "Number of mask blocks", _note(params, rows, frame))
+
+
+def settled(curve: pd.DataFrame) -> float:
+    """Epochs after which a curve stays near its end: its mean over the last epoch, of all distillation terms together."""
+    terms = [column for column in curve if column.startswith("distill.")] or ["loss"]
+    loss = curve[terms].sum(axis=1).reset_index(drop=True)
+    epoch = max(1, int((curve["epoch"] == curve["epoch"].iloc[0]).sum()))
+    smooth = loss.rolling(epoch, min_periods=1).mean()
+    limit = smooth.iloc[-1] + SETTLED * max(0.0, smooth.iloc[0] - smooth.iloc[-1])
+    above = np.flatnonzero(smooth > limit)
+    return float((above[-1] + 1) / epoch) if len(above) else 0.0
+
+
+def missing_sensor(rows: list[Run], params: Params, results: Path) -> None:
+    """Scores with all sensors, and with one dropped at test time, of each run that has such scores (Fig. 1)."""
+    found = []
+    for run in rows:
+        states = {"all sensors": runs.metrics(run.name, results)}
+        for sensor in SENSORS:
+            metrics = runs.optional(run.name, results, f"metrics-without-{sensor}.json")
+            states |= {f"without {sensor}": metrics} if metrics else {}
+        if len(states) == 1:
+            path = results / "runs" / run.name / "metrics-without-lidar.json"
+            raise InputError(
+                f"{path}: run {run.name} was not scored without a sensor; make it with 'snakemake {path}'."
+            )
+        for state, metrics in states.items():
+            found += [{"run": run.name, "sensors": state, "score": s} | _value(metrics, s) for s in SCORES[run.task]]
+    frame = pd.DataFrame(found)
+    stem = _write(frame, results, "missing-sensor")
+    scores = list(dict.fromkeys(frame["score"]))
+    height = 1.2 + 0.75 * frame.groupby("score")["run"].nunique().max()
+    with drawing.figure(stem, (max(4.6, 1.6 + 2.6 * len(scores)), height)) as made:
+        axes = drawing.panels(made, len(scores), 3)
+        for axis, score in zip(axes, scores, strict=True):
+            _bars(axis, frame[frame["score"] == score])
+            axis.set_xlabel(f"{score} (%)")
+        handles, labels = axes[0].get_legend_handles_labels()
+        made.legend(handles, labels, loc="outside lower left", ncols=len(labels))
+        drawing.heading(made, "A sensor missing at test time", _note(params, rows, frame))
+
+
+def latency(rows: list[Run], params: Params, results: Path) -> None:
+    """Every score against the median time of one sample; an arrow leads from a student alone to its distilled ones."""
+    found = []
+    for run in rows:
+        measured = runs.optional(run.name, results, "latency.json")
+        if not measured:
+            path = results / "runs" / run.name / "latency.json"
+            raise InputError(
+                f"{path}: run {run.name} has no measured latency; make it with 'vexkd latency {run.name}'."
+            )
+        metrics = runs.metrics(run.name, results)
+        place = {"latency_ms": measured["median_ms"], "device": measured.get("device", "unknown device")}
+        for score in SCORES[run.task]:
+            found.append({"run": run.name, "student": run.student, "score": score} | _value(metrics, score) | place)
+    frame = pd.DataFrame(found)
+    stem = _write(frame, results, "latency")
+    scores = list(dict.fromkeys(frame["score"]))
+    with drawing.figure(stem, (max(4.2, 3.3 * len(scores)), 3.4)) as made:
+        axes = drawing.panels(made, len(scores), 3)
+        for axis, score in zip(axes, scores, strict=True):
+            _scatter(axis, frame[frame["score"] == score])
+            axis.set_xlabel("time of one sample (ms)")
+            axis.set_ylabel(f"{score} (%)")
+        handles, labels = axes[0].get_legend_handles_labels()
+        made.legend(handles, labels, loc="outside lower left", ncols=2)
+        drawing.heading(made, "Accuracy against latency", _note(params, rows, frame))
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+def _value(metrics: dict[str, Any], score: str) -> dict[str, float | None]:
+    """A score and its spread over the seeds in percent."""
+    spread = (metrics.get("spread") or {}).get(score)
+    return {
+        "percent": round(100 * metrics[score], 6),
+        "percent_std": None if spread is None else round(100 * spread, 6),
+    }
+
+
+def _write(frame: pd.DataFrame, results: Path, name: str) -> Path:
+    """The CSV beside the figure; the figure's path without its ending."""
+    stem = results / "figures" / name
+    provenance.write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.6g"))
+    return stem
+
+
+def _note(params: Params, rows: Iterable[Run], frame: pd.DataFrame) -> str:
+    note = runs.dataset(params, [run.name for run in rows])
+    return note + ("; whiskers: one standard deviation over the seeds" if frame["percent_std"].notna().any() else "")
+
+
+def _whiskers(part: pd.DataFrame, column: str) -> np.ndarray | None:
+    known = part[column].astype(float)
+    return known.fillna(0.0).to_numpy() if known.notna().any() else None
+
+
+def _line(axis: Axes, part: pd.DataFrame, value: str, spread: str, number: int, label: str) -> None:
+    colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+    axis.errorbar(
+        part["blocks"], part[value], yerr=_whiskers(part, spread), color=colour, marker=marker, markersize=4.5,
+        linewidth=1.4, capsize=2.5, label=label,
+    )  # fmt: skip
+
+
+def _bars(axis: Axes, part: pd.DataFrame) -> None:
+    """One group of bars a run, one bar a state of its sensors, the value at its end."""
+    names = list(dict.fromkeys(part["run"]))
+    states = ["all sensors", *(f"without {sensor}" for sensor in SENSORS)]
+    hatches = ("", "///", "...")
+    for number, state in enumerate(states):
+        shown = part[part["sensors"] == state]
+        heights = [names.index(run) + 0.27 * (number - 1) for run in shown["run"]]
+        axis.barh(
+            heights, shown["percent"], 0.25, xerr=_whiskers(shown, "percent_std"), color=PALETTE[number], label=state,
+            hatch=hatches[number], edgecolor="white", linewidth=0, error_kw={"elinewidth": 0.9, "capsize": 2},
+        )  # fmt: skip
+        for height, value in zip(heights, shown["percent"], strict=True):
+            axis.text(value, height, f" {value:.1f}", va="center", fontsize=6.5, zorder=5)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlim(0, max(1.0, 1.18 * part["percent"].max()))
+    axis.grid(axis="x")
+
+
+def _scatter(axis: Axes, part: pd.DataFrame) -> None:
+    """One mark a run, named beside it, one colour and shape a device; arrows from student to distilled."""
+    devices = list(dict.fromkeys(part["device"]))
+    for number, device in enumerate(devices):
+        shown = part[part["device"] == device]
+        axis.errorbar(
+            shown["latency_ms"], shown["percent"], yerr=_whiskers(shown, "percent_std"), linestyle="none",
+            color=PALETTE[number % len(PALETTE)], marker=MARKERS[number % len(MARKERS)], capsize=2, label=device, zorder=4,
+        )  # fmt: skip
+    places = part.set_index("run")[["latency_ms", "percent"]]
+    for row in part.itertuples():
+        axis.annotate(row.run, (row.latency_ms, row.percent), (5, 3), textcoords="offset points", fontsize=6.5)
+        if row.student in places.index:
+            arrow = {"arrowstyle": "->", "color": drawing.GREY, "linewidth": 0.9, "shrinkA": 4, "shrinkB": 4}
+            axis.annotate("", (row.latency_ms, row.percent), tuple(places.loc[row.student]), arrowprops=arrow, zorder=3)
+    axis.margins(0.3, 0.18)
+    axis.grid()

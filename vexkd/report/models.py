@@ -1,0 +1,193 @@
+"""docs/MODELS.md: the parts of every distinct model between two markers, beside published counts; prose around them stays.
+
+It reads plain values, as `vexkd.engine.summary.Summary.values` gives them, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vexkd import provenance
+from vexkd.errors import InputError
+from vexkd.report.tables import Cells
+from vexkd.report.tables import markdown as as_markdown
+
+BEGIN, END = "<!-- models:begin -->", "<!-- models:end -->"
+_WHOLE = "whole"
+_WORDS = {"parameters": "parameters", "macs": "multiply-adds"}
+_UNITS = {"parameters": (1e6, "M"), "macs": (1e9, "G")}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A count of a run's part (by its path, "" for the whole) that a source gives, and why ours differs.
+
+    Several runs share a row where their part is the same: the first that is there is shown.
+    """
+
+    runs: tuple[str, ...]
+    part: str
+    quantity: Literal["parameters", "macs"]
+    value: float
+    source: str
+    why: str
+
+
+_SWIN, _R50, _R101 = 28_288_354, 25_557_032, 44_549_160  # torchvision's documentation
+_TORCHVISION = "torchvision's documentation"
+PUBLISHED = (
+    Published(
+        ("fusion-conv-det",), "", "macs", 253.2e9, "BEVFusion (MIT), Table 1",
+        "the sparse encoder costs what the scene's voxels ask for, here a made-up one; how the source counts is not told",
+    ),
+    Published(
+        ("centerpoint-det",), "", "macs", 153.5e9, "BEVFusion (MIT), Table 1, row CenterPoint",
+        "as above; the source's row may be another voxel size",
+    ),
+    Published(
+        ("fusion-det", "fusion-conv-det"), "camera.encoder.backbone", "parameters", _SWIN, f"{_TORCHVISION}, swin_t",
+        "without the classifier (769,000), with a norm for each of the three maps handed on (2,688): equal",
+    ),
+    Published(
+        ("fusion-det", "fusion-conv-det"), "camera.encoder.backbone", "macs", 6 * 4.49e9 * 256 * 704 / 224**2,
+        f"{_TORCHVISION}, swin_t: 4.49 G at 224x224, times the pixels of six 256x704",
+        "maps are padded to whole windows of 7 here (64x176 to 70x182), at 224x224 they are whole",
+    ),
+    Published(
+        ("bevdet-det",), "camera.encoder.backbone", "parameters", _R50, f"{_TORCHVISION}, resnet50",
+        "without the classifier (2,049,000)",
+    ),
+    Published(
+        ("bevdet-det",), "", "macs", 215.3e9, "BEVDet, abstract: BEVDet-Tiny",
+        "its backbone is Swin-T, ours is R50; its BEV map has 128x128 cells, ours 180x180",
+    ),
+    Published(
+        ("bevformer-det",), "camera.encoder.backbone", "parameters", _R101, f"{_TORCHVISION}, resnet101",
+        "without the classifier (2,049,000), with the offsets of the deformable convolutions",
+    ),
+    Published(
+        ("bevformer-det",), "", "parameters", 68.7e6, "BEVFormer: BEVFormer-S",
+        "200x200 queries there, 180x180 here",
+    ),
+    Published(
+        ("bevformer-det",), "", "macs", 1303.5e9, "BEVFormer: BEVFormer-S",
+        "200x200 queries there, 180x180 here; how the source counts is not told",
+    ),
+)  # fmt: skip
+
+
+def update(page: Path, summaries: list[dict[str, Any]], *, published: tuple[Published, ...] = PUBLISHED) -> None:
+    """Write the models between the markers of a page. Raises InputError where a marker is missing.
+
+    A summary holds what `Summary.values` gives, `runs` (all that deploy this model, its own first) and `teaching`
+    ({distilled run: parameters that exist in training alone}).
+    """
+    text = page.read_text() if page.is_file() else f"# Models\n\n{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{page}: it has no lines '{BEGIN}' and '{END}' to write the models between; add them.")
+    provenance.write_text(
+        page, f"{before}{BEGIN}\n\n{section(summaries, published)}\n{END}{after}", only_if_changed=True
+    )
+
+
+def section(summaries: list[dict[str, Any]], published: tuple[Published, ...] = PUBLISHED) -> str:
+    """What stands between the markers."""
+    parts = [as_markdown(_overview(summaries))]
+    compared = _compared(summaries, published)
+    if compared.rows:
+        parts += ["## Beside published counts\n", as_markdown(compared)]
+    parts.append("## Parts\n")
+    for summary in summaries:
+        parts += [f"### {summary['run']}\n", as_markdown(table(summary))]
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def table(summary: dict[str, Any]) -> Cells:
+    """The parts of one model and its whole."""
+    head = ["Part", "Parameters", "GMACs", "GFLOPs", "Activations (MB)", "Output", "Calls"]
+    whole = {**summary, "name": _WHOLE, "outputs": [], "calls": 1}
+    rows = [
+        [
+            part["name"],
+            f"{part['parameters']:,}",
+            _giga(part["macs"]),
+            _giga(2 * part["macs"]),
+            f"{part['activations'] / 1e6:.1f}",
+            shapes(part["outputs"]),
+            str(part["calls"] or ""),
+        ]
+        for part in [*summary["parts"], whole]
+    ]
+    return Cells(head, rows, [f"One sample: {summary['sample']}."])
+
+
+def shapes(outputs: list[Any]) -> str:
+    """Shapes of a part's outputs, with how many of each; of many kinds the first three."""
+    words = [("" if count == 1 else f"{count} of ") + "x".join(map(str, shape)) for count, shape in outputs]
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")
+
+
+def parameters(text: str) -> dict[str, dict[str, int]]:
+    """The parameters of every part in a page that `update` wrote: {run: {part: number}}, the whole by the path ""."""
+    found: dict[str, dict[str, int]] = {}
+    between = text.partition(BEGIN)[2].partition(END)[0].partition("## Parts")[2]
+    for block in re.split(r"^### ", between, flags=re.MULTILINE)[1:]:
+        run = block.split("\n", 1)[0].strip()
+        cells = re.findall(r"^\| *([^|]+?) *\| *([\d,]+) *\|", block, flags=re.MULTILINE)
+        found[run] = {"" if name == _WHOLE else name: int(count.replace(",", "")) for name, count in cells}
+    return found
+
+
+def _giga(count: float) -> str:
+    return f"{count / 1e9:.1f}" if count >= 1e8 else f"{count / 1e9:.3f}"
+
+
+def _overview(summaries: list[dict[str, Any]]) -> Cells:
+    head = ["Model", "Also", "Parameters (M)", "GMACs", "GFLOPs", "Activations (MB)", "In training alone (M)"]
+    rows = [
+        [
+            summary["run"],
+            ", ".join(summary["runs"][1:]),
+            f"{summary['parameters'] / 1e6:.2f}",
+            _giga(summary["macs"]),
+            _giga(summary["flops"]),
+            f"{summary['activations'] / 1e6:.0f}",
+            ", ".join(f"{count / 1e6:.2f}" for count in sorted(set(summary["teaching"].values()))),
+        ]
+        for summary in summaries
+    ]
+    return Cells(head, rows, ["Also: runs that deploy the same model. In training alone: masks and adapters of these."])
+
+
+def _compared(summaries: list[dict[str, Any]], published: tuple[Published, ...]) -> Cells:
+    """Each published count whose run is there, beside ours."""
+    head = ["Model", "Part", "Count", "Here", "Published", "Difference", "Source", "Why they differ"]
+    by_run = {summary["run"]: summary for summary in summaries}
+    rows = []
+    for row in published:
+        run = next((name for name in row.runs if name in by_run), None)
+        if run is None:
+            continue
+        part = _part(by_run[run], row.part)
+        if part is None:
+            continue
+        scale, unit = _UNITS[row.quantity]
+        ours = part[row.quantity]
+        cells = [
+            f"{ours / scale:.2f} {unit}",
+            f"{row.value / scale:.2f} {unit}",
+            f"{100 * (ours / row.value - 1):+.1f} %",
+        ]
+        rows.append([run, row.part or _WHOLE, _WORDS[row.quantity], *cells, row.source, row.why])
+    return Cells(head, rows, ["Published GFLOPs of this field are multiply-adds unless a source says otherwise."])
+
+
+def _part(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
+    if not name:
+        return summary
+    return next((part for part in summary["parts"] if part["name"] == name), None)

@@ -1,0 +1,95 @@
+"""Where the rows of a table came from, as their provenance.json says, and which row was not made as the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from vexkd import provenance
+from vexkd.params import Params
+
+
+def commits(origin: dict[str, Any]) -> list[str]:
+    """The distinct commits that trained and scored a run, training first; "unknown" outside a checkout."""
+    records = [*origin["seeds"].values(), origin["evaluation"]]
+    return list(dict.fromkeys(record.get("commit") or "unknown" for record in records))
+
+
+def dirty(origin: dict[str, Any]) -> bool:
+    return any(record.get("dirty") for record in [*origin["seeds"].values(), origin["evaluation"]])
+
+
+def short(commits: list[str]) -> str:
+    return ", ".join(commit[:10] for commit in commits)
+
+
+def usual_commits(origins: dict[str, dict[str, Any]]) -> list[str]:
+    """The commits that most rows have."""
+    return _usual([_commit_text(origin) for origin in origins.values()]).split(" ")
+
+
+def _usual(values: list[str]) -> str:
+    """What most rows have; the first of equals."""
+    return Counter(values).most_common(1)[0][0]
+
+
+def _data(origin: dict[str, Any]) -> str:
+    """What a run was trained and scored on: hash of the prepared data, version and split."""
+    hashes = {str(seed.get("inputs", {}).get("infos")) for seed in origin["seeds"].values()}
+    scored = origin["evaluation"].get("dataset") or {}
+    return " ".join([*sorted(hashes), *(str(scored.get(key)) for key in ("version", "split"))])
+
+
+def _environment(origin: dict[str, Any]) -> str:
+    """Versions of what decides results, as text: of every seed's training and of the scoring."""
+    records = [*origin["seeds"].values(), origin["evaluation"]]
+    versions = [{k: v for k, v in (r.get("versions") or {}).items() if k not in ("snakemake", "dvc")} for r in records]
+    return "; ".join(dict.fromkeys(", ".join(f"{name} {value}" for name, value in each.items()) for each in versions))
+
+
+def marked(params: Params, origins: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Why a row is not like the others: commit, uncommitted changes, settings, data or versions are not theirs."""
+    usual = {how: _usual([how(origin) for origin in origins.values()]) for how in (_commit_text, _data, _environment)}
+    reasons = {}
+    for run, origin in origins.items():
+        asked = provenance.digest(params.run(run).training())
+        reason = []
+        if _commit_text(origin) != usual[_commit_text] or dirty(origin):
+            reason.append(f"made at commit {short(commits(origin))}")
+        if dirty(origin):
+            reason.append("with uncommitted changes")
+        if any(seed.get("settings_digest") != asked for seed in origin["seeds"].values()):
+            reason.append(f"trained with other settings than {Path(params.path).name} has now")
+        if _data(origin) != usual[_data]:
+            reason.append("made from other data than most rows")
+        if _environment(origin) != usual[_environment]:
+            news = _news(_environment(origin), usual[_environment])
+            reason.append(f"made with other versions than most rows ({news})")
+        if reason:
+            reasons[run] = ", ".join(reason)
+    return reasons
+
+
+def _commit_text(origin: dict[str, Any]) -> str:
+    return " ".join(commits(origin))
+
+
+def _news(text: str, usual: str) -> str:
+    """The parts of a list that are not in another."""
+    known = set(usual.replace("; ", ", ").split(", "))
+    return ", ".join(dict.fromkeys(p for p in text.replace("; ", ", ").split(", ") if p not in known)) or "fewer known"
+
+
+def on_cpu(seed: dict[str, Any]) -> bool:
+    """Whether a training record's device is a CPU; else `device` is the name of a GPU."""
+    return str(seed["device"]).lower().startswith("cpu")
+
+
+def hardware(origin: dict[str, Any]) -> list[str]:
+    """What each seed was trained on, in words."""
+    words = []
+    for seed in origin["seeds"].values():
+        cpu = (seed.get("hardware") or {}).get("cpu", seed["device"])
+        words.append(f"{cpu} ({seed['threads']} threads)" if on_cpu(seed) else f"{seed['devices']} × {seed['device']}")
+    return list(dict.fromkeys(words))
