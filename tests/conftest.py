@@ -58,8 +58,10 @@ def town(tmp_path_factory) -> Path:
 
 
 def tiny_settings() -> dict:
-    """demo/params.yaml made smaller still: half the range, cells twice as large, batches of one."""
+    """demo/params.yaml made smaller still, and its two teachers also without MGFM."""
     raw = yaml.safe_load((ROOT / "demo/params.yaml").read_text())
+    for task in ("det", "seg"):
+        raw["teachers"][f"fusion-conv-{task}"] = {**copy.deepcopy(raw["teachers"][f"fusion-{task}"]), "fusion": "conv"}
     raw["bev"] = {"range": [-25.6, -25.6, -5.0, 25.6, 25.6, 3.0], "voxel": [0.4, 0.4, 0.4], "cell": 1.6}
     raw["lidar"] |= {"channels": [4, 8, 8], "blocks": 1, "out_channels": 8}
     raw["camera"] |= {"image_size": [64, 128], "neck": {"kind": "lss-fpn", "channels": 8}}
@@ -83,6 +85,12 @@ def tiny_settings() -> dict:
     for row in [*raw["teachers"].values(), *raw["students"].values()]:
         row["train"] = {**row.get("train", {}), "epochs": 2}
     raw["students"]["centerpoint-det"].pop("lidar", None)
+    raw["students"]["bevdet-det"]["camera"]["view"]["step"] = 1.6
+    raw["students"]["bevdet-det"]["bev_encoder"] |= {
+        "channels": [8, 8, 8],
+        "neck_channels": [8, 8],
+        "out_channels": 8,
+    }
     return raw
 
 

@@ -10,15 +10,14 @@ import torch
 from conftest import tiny_settings
 
 from vexkd import params
-from vexkd.batch import Batch, Output, collate
+from vexkd.batch import Batch, Detections, Output, collate
 from vexkd.distill import distiller, regions
 from vexkd.distill.lesson import weights_of
 from vexkd.distill.peers import bevdistill, focal, maskd, s2m2, unidistill
 from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
-from vexkd.models import bev_model
+from vexkd.models import bev_model, detr_head, transfusion
 from vexkd.models.centerpoint import BRANCHES
-from vexkd.models.transfusion import encode
 
 GRID = BevGrid((-6.0, -4.0, -5.0, 6.0, 4.0, 3.0), 1.0)  # 8 rows, 12 columns
 
@@ -148,12 +147,15 @@ def test_bevdistill_dense_by_loops():
 
 
 def test_bevdistill_contrast_by_numpy():
-    student, teacher = torch.randn(6, 4), torch.randn(6, 4)
-    s, t = (x.double().numpy() / np.linalg.norm(x.numpy(), axis=1, keepdims=True) for x in (student, teacher))
-    logits = t @ s.T / 0.07
-    expected = np.mean([-np.log(np.exp(logits[i, i]) / np.exp(logits[i]).sum()) for i in range(6)])
-    assert float(bevdistill.contrast(student, teacher, 0.07)) == pytest.approx(expected, rel=1e-4)
-    same = torch.eye(6) * 3
+    """Two samples of six points: a point is told from those of its own sample."""
+    student, teacher = torch.randn(2, 6, 4), torch.randn(2, 6, 4)
+    expected = []
+    for b in range(2):
+        s, t = (x[b].double().numpy() / np.linalg.norm(x[b].numpy(), axis=1, keepdims=True) for x in (student, teacher))
+        logits = t @ s.T / 0.07
+        expected += [-np.log(np.exp(logits[i, i]) / np.exp(logits[i]).sum()) for i in range(6)]
+    assert float(bevdistill.contrast(student, teacher, 0.07)) == pytest.approx(np.mean(expected), rel=1e-4)
+    same = torch.eye(6)[None] * 3
     assert float(bevdistill.contrast(same, same, 0.07)) < 1e-4
 
 
@@ -443,35 +445,44 @@ def test_the_query_mask_is_the_default_and_ones_is_everywhere(class_room):
     assert found[0] == found[1]
 
 
-def test_bevdistill_between_query_heads(class_room):
-    """Student and teacher with TransFusion's head: all three terms, which train both projections."""
-    settings = params.parse(tiny_settings())
+@pytest.mark.parametrize("head", ["transfusion", "detr"])
+def test_bevdistill_between_query_heads(class_room, head):
+    """A student with queries and a teacher with TransFusion's head: all three terms, which train both projections."""
+    raw = tiny_settings()
+    raw["students"]["centerpoint-det"]["head"] = head
     torch.manual_seed(0)
-    student = bev_model.build(settings.run("lidar-pretrain"))
+    student = bev_model.build(params.parse(raw).run("centerpoint-det"))
     task = enrol(class_room, {"method": "bevdistill"}, student)
     first, reached = two_steps(task, class_room[2])
     assert {"distill.dense", "distill.contrast", "distill.box"} <= set(first)
     assert all(hit for name, hit in reached.items() if name.startswith("method.") and not name.endswith("bias"))
+    assert any(hit for name, hit in reached.items() if name.startswith("student.head"))
 
 
-def test_bevdistill_boxes_by_hand():
+@pytest.mark.parametrize("kind", ["transfusion", "detr"])
+def test_bevdistill_boxes_by_hand(kind):
     """Codes off by 0.5 in all ten numbers, scores 0.8 and 0.2: (0.8 * 5 + 0.2 * 5) / 2, for one of two samples, two layers."""
     truth = torch.cat(boxes())
     codes = torch.zeros(2, 5, 10)
-    codes[0, [3, 1]] = encode(truth, GRID) + 0.5
-    head = SimpleNamespace(
-        assign=lambda codes, logits, boxes, labels: (torch.tensor([3, 1])[: len(boxes)], torch.arange(len(boxes))),
-        code_weights=torch.ones(10),
-        decode=lambda predictions, bounds, score: [
-            SimpleNamespace(boxes=truth, scores=torch.tensor([0.8, 0.2]), labels=torch.zeros(2).long()),
-            SimpleNamespace(boxes=truth[:0], scores=torch.zeros(0), labels=torch.zeros(0).long()),
-        ],
-    )
+    codes[0, [3, 1]] = (detr_head.encode(truth) if kind == "detr" else transfusion.encode(truth, GRID)) + 0.5
+    kinds = {"detr": detr_head.DetrHead, "transfusion": transfusion.TransFusionHead}
+    head = kinds[kind].__new__(kinds[kind])  # without its layers: what it would match and find is given
+    torch.nn.Module.__init__(head)
+    head.grid, head.code_weights = GRID, torch.ones(10)
+    head.assign = lambda codes, logits, boxes, labels: (torch.tensor([3, 1])[: len(boxes)], torch.arange(len(boxes)))
+    head.decode = lambda predictions, bounds, **options: [
+        Detections(truth, torch.tensor([0.8, 0.2]), torch.zeros(2).long()),
+        Detections(truth[:0], torch.zeros(0), torch.zeros(0).long()),
+    ]
     layers = [{"codes": codes, "logits": torch.zeros(2, 5, 10)}] * 2
-    step = lesson(Output(predictions={"layers": layers}))
+    predictions = layers if kind == "detr" else {"layers": layers}
+    step = lesson(Output(predictions=predictions))
     step.student = step.teacher = SimpleNamespace(head=head)
-    method = bevdistill.BEVDistill(grid=GRID, adapter=torch.nn.Identity(), projections=None, weights=bevdistill.WEIGHTS)
-    assert float(method.box_distance(step)) == pytest.approx(2 * (0.8 * 5 + 0.2 * 5) / 2 / 2, rel=1e-5)
+    assert float(bevdistill.box_distance(step)) == pytest.approx(2 * (0.8 * 5 + 0.2 * 5) / 2 / 2, rel=1e-5)
+    place = bevdistill.places(head, predictions)
+    assert place.shape == (2, 10, 2)
+    metres = truth[0, :2] + (0.5 if kind == "detr" else 0.5 * GRID.cell)
+    assert torch.allclose(place[0, 3], metres)
 
 
 def test_maskd_tokens_learn_from_the_masked_teacher_and_stop(class_room):
@@ -583,6 +594,16 @@ def test_what_needs_boxes_is_refused_for_maps(name):
     else:
         assert name in trouble
         assert "boxes" in trouble
+
+
+@pytest.mark.parametrize("distill", [{"method": "fgd"}, {"mask": "gaussian"}], ids=str)
+def test_a_row_of_maps_taught_by_boxes_is_refused_as_it_is_read(distill):
+    raw = tiny_settings()
+    for group, name in (("teachers", "fusion-det"), ("students", "centerpoint-det")):
+        raw[group][f"maps-{group}"] = {**raw[group][name], "task": "segmentation", "head": "map"}
+    raw["distilled"]["maps"] = {"student": "maps-students", "teacher": "maps-teachers", "distill": distill}
+    with pytest.raises(InputError, match=r"distilled.maps: distill.\w+: \w+ .*boxes, which segmentation lacks; choose"):
+        params.parse(raw)
 
 
 def test_a_method_refuses_heads_without_heatmaps():

@@ -204,7 +204,8 @@ def test_equal_settings_are_not_written_again(tmp_path, raw):
     raw["students"]["centerpoint-det"]["train"] = {"lr": 0.5}
     params.write_configs(params.parse(raw), tmp_path)
     changed = {file.parent.name for file, time in zip(files, first, strict=True) if file.stat().st_mtime_ns != time}
-    assert changed == {"centerpoint-det", "centerpoint-det-vexkd"}
+    taught = {name for name, row in raw["distilled"].items() if row["student"] == "centerpoint-det"}
+    assert changed == {"centerpoint-det", *taught}
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none())
@@ -241,3 +242,19 @@ def test_extending_what_is_not_there_is_refused(tmp_path):
     (tmp_path / "params.yaml").write_text("extends: [nowhere.yaml]\n")
     with pytest.raises(InputError, match="extends: there is no file"):
         params.load(tmp_path / "params.yaml")
+
+
+def test_every_row_and_table_of_the_paper_stands_at_laptop_scale_too():
+    paper, laptop = params.load(ROOT / "params.yaml"), params.load(ROOT / "demo/full/params.yaml")
+    assert set(laptop.runs) == set(paper.runs)
+    assert laptop.tables == paper.tables
+    assert laptop.figures == paper.figures
+    assert all(run.data.version == "v1.0-mini" and run.train.batch <= 4 for run in laptop.runs.values())
+    for name, run in paper.runs.items():
+        own = laptop.run(name)
+        assert (own.task, own.sensors, own.head, own.student, own.teacher) == (
+            run.task, run.sensors, run.head, run.student, run.teacher,
+        )  # fmt: skip
+        if run.distill is not None:
+            names = ("method", "mask", "loss", "levels", "coupling", "power")
+            assert [getattr(own.distill, n) for n in names] == [getattr(run.distill, n) for n in names]

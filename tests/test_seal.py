@@ -21,7 +21,7 @@ def experiment(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save(RAW)
     loaded = seal.freeze()
-    for name in ("infos/samples.parquet", "infos/boxes.parquet", "paste/index.parquet"):
+    for name in ("infos/samples.parquet", "infos/boxes.parquet", "paste/index.parquet", "maps/index.parquet"):
         provenance.write_text(Path("artifacts") / name, name)
     for run in sorted(loaded.runs.values(), key=lambda run: (bool(run.teacher), bool(run.start))):
         for seed in loaded.seeds:
@@ -38,8 +38,12 @@ def make(run: params.Run, seed: int) -> None:
     file = seal.weights_path("models", run.name, seed)
     hashes = {name: seal.content_digest(path) for name, path in seal.inputs(run, seed).items()}
     write_weights(file, {"format": seal.FORMAT, "settings": json.dumps(run.training()), "inputs": json.dumps(hashes)})
-    predictions = file.with_name("predictions.json")
-    predictions.write_text(json.dumps({"meta": {"use_lidar": True, "inference": run.after_training()}, "results": {}}))
+    predictions = seal.predictions_path("models", run, seed)
+    if predictions.suffix == ".safetensors":
+        write_weights(predictions, {"vexkd": json.dumps({"inference": run.after_training()})})
+    else:
+        meta = {"use_lidar": True, "inference": run.after_training()}
+        predictions.write_text(json.dumps({"meta": meta, "results": {}}))
     made = {
         "predictions": {str(seed): provenance.file_digest(predictions)},
         "weights": {str(seed): {"weights.safetensors": provenance.file_digest(file)}},

@@ -14,6 +14,7 @@ from vexkd.batch import collate
 from vexkd.engine import forecast, summary
 from vexkd.models import bev_model
 from vexkd.models.fusion import FusionBlock
+from vexkd.models.image_encoder import build_backbone
 from vexkd.ops import sparse_conv as sparse
 from vexkd.ops.bev_pool import lift_pool
 from vexkd.ops.deformable_attention import DeformableAttention, reference_points
@@ -73,6 +74,21 @@ def test_pooling_of_camera_features_counts_what_falls_into_the_grid():
     cells = torch.randint(-1, 6, (1, 2, 3, 4, 5))
     found = macs(Call(lambda d, c: lift_pool(d, c, cells, (2, 3))), depth, context)
     assert found == int((cells >= 0).sum()) * 8
+
+
+def test_swin_by_hand():
+    """Projections and windows of 7 on padded maps, the perceptron on the maps as they are, merging by four."""
+    backbone = build_backbone(
+        kind="swin", widths=[8, 16], depths=[2, 1], heads=[1, 2], window=7, drop_path=0.0, outputs=[0, 1],
+        layer="basic", stem=4,
+    )  # fmt: skip
+    expected = 2 * 3 * 16 * 8 * 16 * 20  # two images of 64x80 in patches of 4
+    for channels, rows, columns, padded, blocks in ((8, 16, 20, 21 * 21, 2), (16, 8, 10, 14 * 14, 1)):
+        cells = rows * columns
+        block = 4 * channels**2 * padded + 2 * 49 * channels * padded + 8 * channels**2 * cells
+        expected += 2 * blocks * block
+    expected += 2 * (16 * 20 // 4) * (4 * 8) * 16
+    assert macs(backbone, torch.rand(2, 3, 64, 80)) == expected
 
 
 def voxels(count: int, shape: tuple[int, int, int]) -> torch.Tensor:

@@ -6,7 +6,7 @@ Points, boxes and labels live in the LiDAR frame *after* augmentation; the matri
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,9 @@ class Sample:
     lidar_augment (4, 4): augmented LiDAR frame from LiDAR frame.
     global_from_lidar (4, 4) float64: un-augmented LiDAR frame to the map.
     boxes (M, 9) float32 (see `vexkd.boxes`; velocity may be NaN), labels (M,) int64 index into `boxes.CLASSES`.
+    teacher_images (N, 3, H', W'), teacher_image_augment (N, 3, 3): the keyframe's images as the teacher sees them, where it
+    sees them otherwise than the student. With a history the images of F frames follow one another, N is then F times the
+    number of cameras, and `camera_from_lidar` leads from the keyframe's LiDAR frame to each camera at its own time.
     maps (K, Y', X') uint8: 1 where a map class is, in the grid of map segmentation; None for runs that need none.
     """
 
@@ -40,9 +43,12 @@ class Sample:
     boxes: Tensor
     labels: Tensor
     maps: Tensor | None = None
+    teacher_images: Tensor | None = None
+    teacher_image_augment: Tensor | None = None
 
 
-_STACKED = ("maps", "images", "intrinsics", "camera_from_lidar", "image_augment", "lidar_augment", "global_from_lidar")
+_STACKED = {"maps", "teacher_images", "teacher_image_augment", "images", "intrinsics", "camera_from_lidar"}
+_STACKED |= {"image_augment", "lidar_augment", "global_from_lidar"}
 
 
 @dataclass
@@ -60,9 +66,26 @@ class Batch:
     boxes: list[Tensor]
     labels: list[Tensor]
     maps: Tensor | None = None  # B K Y' X'
+    teacher_images: Tensor | None = None  # B N 3 H' W'
+    teacher_image_augment: Tensor | None = None  # B N 3 3
 
     def __len__(self) -> int:
         return len(self.token)
+
+    def for_teacher(self) -> Batch:
+        """The batch as the teacher sees it: the keyframe alone, in its own images."""
+        if self.teacher_images is None:
+            return self
+        cameras = self.teacher_images.shape[1]
+        return replace(
+            self,
+            images=self.teacher_images,
+            image_augment=self.teacher_image_augment,
+            intrinsics=self.intrinsics[:, :cameras],
+            camera_from_lidar=self.camera_from_lidar[:, :cameras],
+            teacher_images=None,
+            teacher_image_augment=None,
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

@@ -24,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="VeXKD as a workflow. Data: synthesize, doctor, infos, paste, maps. Runs: configure, train, predict, evaluate, check. "
-    "Results: table, figure, readme. Around it: preflight, forecast, status, tensorboard.",
+    "Models: summary, latency, export. Results: table, figure, page, readme. Around it: preflight, forecast, status, tensorboard.",
 )
 
 Root = Annotated[Path, typer.Option(help="nuScenes' folder: samples/ sweeps/ maps/ and the tables' folder")]
@@ -242,12 +242,22 @@ def evaluate(
     seeds: Annotated[list[int], typer.Option(help="a trained seed; once for each")] = [0],  # noqa: B006 - typer reads it
     infos: Annotated[Path, typer.Option(help="folder that `vexkd infos` wrote, for maps")] = Path("artifacts/infos"),
     maps: Annotated[Path, typer.Option(help="folder that `vexkd maps` wrote, for maps")] = Path("artifacts/maps"),
+    without: Annotated[
+        Literal["lidar", "camera"] | None, typer.Option(help="score what was predicted without this sensor")
+    ] = None,
 ) -> None:
     """Score a run's predictions, boxes with nuscenes-devkit, and gather metrics, curves and provenance of its seeds."""
     from vexkd import params
 
     folder = results / "runs" / run
     row = params.read_run(folder / "config.yaml", folder / "inference.yaml")
+    if without is not None:
+        from vexkd.evaluate import missing
+
+        missing.collect(
+            row, without, models=models, results=results, root=root, infos=infos, maps=maps, seeds=list(seeds)
+        )
+        return
     if row.task == "segmentation":
         from vexkd.evaluate import maps as module
 
@@ -358,6 +368,30 @@ def figure_maps(
     from vexkd.report import figures
 
     figures.maps(run, results=results, models=models, root=root, infos=infos, rasters=maps, seed=seed, sample=sample)
+
+
+@figure.command()
+def chart(
+    name: Annotated[str, typer.Argument(help="blocks, missing-sensor or latency")],
+    params: ParamsFile = Path("params.yaml"),
+    results: Results = Path("results"),
+) -> None:
+    """A chart of the rows that `figures` in the settings names."""
+    from typing import cast
+
+    from vexkd import params as module
+    from vexkd.report import charts
+
+    charts.make(cast(module.FigureName, name), params=module.load(params), results=results)
+
+
+@app.command()
+def page(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
+    """Write results/report.html: every table, figure and run in one file to open in a browser."""
+    from vexkd import params as module
+    from vexkd.report import page as pages
+
+    print(pages.make(params=module.load(params), results=results))
 
 
 @app.command()
@@ -482,7 +516,7 @@ def summary(
     """Print the parts of a model: parameters, multiply-adds and FLOPs, output shapes, activation memory."""
     from vexkd import params as module
     from vexkd import provenance
-    from vexkd.report import models, tables
+    from vexkd.report import models
 
     settings = module.load(params)
     if bool(run) == all_runs:
@@ -490,7 +524,7 @@ def summary(
     names = None if run is None else [settings.run(run).name]
     found = []
     for values in _summaries(settings, names, depth, only_parameters, root, infos, threads):
-        print(f"{values['run']}\n\n{tables.markdown(models.table(values))}", flush=True)
+        print(f"{values['run']}\n\n{models.table(values)}\n", flush=True)
         found.append(values)
     if json:
         provenance.write_json(json, found if all_runs else found[0])

@@ -30,7 +30,7 @@ ClassName = Literal[CLASSES]  # any one of them
 Kind = Literal["pretrained", "teachers", "students", "distilled"]
 FigureName = Literal["blocks", "missing-sensor", "latency"]  # those that are drawn only of rows that `figures` names
 KINDS: tuple[Kind, ...] = ("pretrained", "teachers", "students", "distilled")
-HEADS = ("centerpoint", "transfusion", "map")
+HEADS = ("centerpoint", "transfusion", "detr", "map")
 DENSE_HEADS = ("centerpoint", "transfusion")  # with a heatmap of the objects' centres over the BEV grid
 # The classes of map segmentation in BEVFusion's order; `divider` is road or lane divider.
 MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
@@ -75,11 +75,28 @@ class BevAugment(Strict):
     flip: float = Field(ge=0, le=1, description="probability per axis")
 
 
+class Colours(Strict):
+    """Photometric distortion (BEVFormer); see `vexkd.data.augment.ColourAugmentation`."""
+
+    brightness: float
+    contrast: Pair
+    saturation: Pair
+    hue: float = Field(description="degrees")
+    swap: float = Field(ge=0, le=1, description="probability that the channels change places")
+
+
+class GridMask(Strict):
+    probability: float = Field(ge=0, le=1)
+    ratio: float = Field(gt=0, lt=1, description="share of a period that stays")
+
+
 class ImageAugment(Strict):
     resize: Pair = Field(description="range of the resize factor in training")
     test_resize: float
     rotation: float = Field(ge=0, description="uniform in +-rotation degrees")
     flip: float = Field(ge=0, le=1)
+    colours: Colours | None = None
+    grid_mask: GridMask | None = None
 
 
 class Paste(Strict):
@@ -109,29 +126,78 @@ class Backbone(Strict):
     drop_path: float = 0.0
     layer: Literal["basic", "bottleneck"] = "bottleneck"
     stem: int = 64
+    style: Literal["pytorch", "caffe"] | None = Field(
+        default=None, description="which convolution of a bottleneck strides"
+    )
+    deformable: list[int] | None = Field(default=None, description="stages with modulated deformable convolutions")
+    frozen_stages: int | None = Field(default=None, description="the stem and this many stages learn nothing")
+    frozen_norm: bool | None = Field(default=None, description="BatchNorm keeps its statistics and weights")
+    recompute: bool | None = Field(default=None, description="less memory: compute again on the way back")
 
 
 class Neck(Strict):
-    kind: Literal["lss-fpn"]
+    kind: Literal["lss-fpn", "fpn"]
     channels: int
+    levels: int = Field(default=1, ge=1, description="maps that an fpn hands on; an lss-fpn hands on one")
+
+
+class BevFormer(Strict):
+    """BEV queries that look into the images (BEVFormer without history); see `vexkd.models.bevformer`."""
+
+    kind: Literal["bevformer"]
+    channels: int
+    layers: int
+    heads: int
+    points: int = Field(description="of the self-attention, per head")
+    image_points: int = Field(description="of the attention into the images, per head and level; shared by the heights")
+    pillar: int = Field(description="heights of a cell that look for images")
+    ffn: int
+    dropout: float
+    query_std: float = Field(gt=0, description="standard deviation of the queries' random start")
+    recompute: bool | None = Field(default=None, description="less memory: compute again on the way back")
 
 
 class LiftSplat(Strict):
     kind: Literal["lift-splat"]
+    depth_net: Literal["lidar", "plain", "bevdepth"] = Field(
+        description="depth from a LiDAR depth image (BEVFusion), the image alone (BEVDet), or taught by LiDAR (BEVDepth)"
+    )
     channels: int = Field(description="context channels lifted to BEV")
     depth: Triple = Field(description="first, last and step of the depth bins in metres")
     step: float = Field(description="cell of the lifted map in metres, before the down-sampling to `bev.cell`")
     z: Pair = Field(description="height range in metres that is lifted")
-    depth_channels: Annotated[list[int], Len(3, 3)] = Field(
-        description="widths of the three convolutions over the depth image"
+    depth_channels: Annotated[list[int], Len(3, 3)] | None = Field(
+        default=None, description="widths of the three convolutions over the depth image (lidar)"
     )
+    aspp_channels: int | None = Field(default=None, description="width of the ASPP branches (bevdepth)")
+    depth_weight: float | None = Field(default=None, description="weight of the depth loss (bevdepth)")
+
+    @model_validator(mode="after")
+    def _depth_net_has_its_settings(self) -> LiftSplat:
+        needed = {"lidar": ["depth_channels"], "plain": [], "bevdepth": ["aspp_channels", "depth_weight"]}
+        for name in needed[self.depth_net]:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: the depth net {self.depth_net} needs this setting; add it")
+        return self
+
+
+class History(Strict):
+    """Cameras over time (BEVDet4D); see `vexkd.models.temporal`."""
+
+    keyframes: int = Field(ge=1, description="earlier keyframes whose images are used too")
+    start_epoch: int = Field(ge=0, description="first epoch, from 0, in which they are")
 
 
 class Camera(Strict):
     image_size: Size = Field(description="height and width in pixels that the image network sees")
+    pixels: Literal["imagenet", "caffe"] = Field(
+        default="imagenet",
+        description="what the backbone's weights expect: RGB with unit deviation, or BGR of 0 to 255",
+    )
     backbone: Backbone
     neck: Neck
-    view: LiftSplat
+    view: Annotated[LiftSplat | BevFormer, Field(discriminator="kind")]
+    history: History | None = None
 
 
 class Mgfm(Strict):
@@ -156,6 +222,21 @@ class SecondEncoder(Strict):
     neck_channels: list[int]
 
 
+class ResNetEncoder(Strict):
+    kind: Literal["resnet"]
+    channels: list[int]
+    layers: list[int] = Field(description="residual blocks per stage")
+    strides: list[int]
+    neck_channels: Annotated[list[int], Len(2, 2)]
+    out_channels: int
+
+
+class NoEncoder(Strict):
+    """`high` is `low`: BEVFormer has no BEV encoder."""
+
+    kind: Literal["none"]
+
+
 class Gaussian(Strict):
     overlap: float
     min_radius: int
@@ -167,6 +248,24 @@ class CenterPoint(Strict):
     branch_channels: int
     gaussian: Gaussian
     max_objects: int
+    heatmap_weight: float
+    box_weight: float
+    code_weights: Ten
+
+
+class Detr(Strict):
+    """BEVFormer's query decoder."""
+
+    channels: int
+    queries: int
+    layers: int
+    heads: int
+    points: int
+    ffn: int
+    dropout: float
+    class_cost: float
+    box_cost: float
+    class_weight: float
     box_weight: float
     code_weights: Ten
 
@@ -320,15 +419,22 @@ class Distill(Strict):
 class CenterPointInference(Strict):
     top: int = Field(description="highest cells per task")
     score: float
-    nms: Literal["rotated", "circle"]
-    threshold: float = Field(description="IoU of the rotated NMS")
-    radius: list[float] = Field(description="squared distance of the circle NMS per task")
+    nms: Literal["rotated", "circle", "scale"] | list[Literal["rotated", "circle", "scale"]] = Field(
+        description="for all tasks, or one for each; scale: rotated, of boxes scaled by class (BEVDet)"
+    )
+    threshold: float | list[float] = Field(description="IoU of the rotated NMS, for all tasks or one for each")
+    radius: list[float] | None = Field(default=None, description="squared distance of the circle NMS per task")
+    scales: Ten | None = Field(default=None, description="factor of the boxes of each class (scale)")
     pre: int
     post: int
 
 
 class TransFusionInference(Strict):
     score: float
+
+
+class DetrInference(Strict):
+    top: int = Field(description="best pairs of query and class that are kept")
 
 
 class Inference(Strict):
@@ -338,6 +444,7 @@ class Inference(Strict):
     max_boxes: int = Field(description="per sample, nuScenes allows 500")
     centerpoint: CenterPointInference | None = None
     transfusion: TransFusionInference | None = None
+    detr: DetrInference | None = None
     evaluation: str = Field(description="configuration of the nuScenes detection metric")
 
 
@@ -348,7 +455,7 @@ class Run(Strict):
     kind: Kind
     task: Literal["detection", "segmentation"]
     sensors: Annotated[list[Literal["lidar", "camera"]], Len(1)]
-    head: Literal["centerpoint", "transfusion", "map"]
+    head: Literal["centerpoint", "transfusion", "detr", "map"]
     fusion: Literal["mgfm", "conv"] | None = None
     start: str | None = None
     student: str | None = None
@@ -362,9 +469,10 @@ class Run(Strict):
     camera: Camera | None = None
     mgfm: Mgfm | None = None
     conv_fuser: ConvFuser | None = None
-    bev_encoder: SecondEncoder
+    bev_encoder: Annotated[SecondEncoder | ResNetEncoder | NoEncoder, Field(discriminator="kind")]
     centerpoint: CenterPoint | None = None
     transfusion: TransFusion | None = None
+    detr: Detr | None = None
     map: MapHead | None = None
     train: Train
     distill: Distill | None = None

@@ -61,7 +61,7 @@ MpiDefault=none
 SwitchType=switch/none
 GresTypes=gpu
 ReturnToService=2
-MinJobAge=300
+MinJobAge=1200
 KillWait=5
 SlurmdTimeout=15
 InactiveLimit=0
@@ -169,7 +169,8 @@ class Cluster:
         """As if the machine lost its power: its daemon and all processes of its jobs get SIGKILL."""
         jobs = self.call("squeue", "-h", "-w", node, "-o", "%A").split()
         steps = [pid for pid, command in commands() if any(command.startswith(f"slurmstepd: [{job}.") for job in jobs)]
-        pids = [pid for step in steps for pid in [step, *descendants(step)]]
+        trees = [[step, *descendants(step)] for step in steps]  # a job on several nodes has some on each
+        pids = [pid for tree in trees if any(is_on(child, node) for child in tree) for pid in tree]
         self.stop(node, signal.SIGKILL)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -268,6 +269,13 @@ def descendants(pid: int) -> list[int]:
         lists = [task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/children")]
         return [found for child in map(int, sum(lists, [])) for found in (child, *descendants(child))]
     return []
+
+
+def is_on(pid: int, node: str) -> bool:
+    """Whether a process was started by the slurmd of a node."""
+    with contextlib.suppress(OSError):
+        return f"SLURMD_NODENAME={node}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False
 
 
 def free_ports(count: int) -> list[int]:

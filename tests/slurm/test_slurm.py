@@ -117,7 +117,8 @@ def test_dvc_repro_on_the_cluster(session, undisturbed):
     place.environment |= {"SNAKEMAKE_PROFILE": "slurm", "STAND_IN_STEP_SECONDS": "0"}
     place.run("dvc", "repro", "-q")
     assert made(place.folder) == undisturbed
-    assert len(list(place.folder.glob(".snakemake/slurm_logs/rule_train/*/*.log"))) == len(RUNS)
+    jobs = by_dvc.cluster.call("squeue", "-h", "-t", "all", "-o", "%k|%Z").splitlines()
+    assert sum(job.startswith("rule_train") and job.endswith(f"|{place.folder}") for job in jobs) == len(RUNS)
     assert "up to date" in place.run("dvc", "status")
     place.calls()
     place.set("inference.max_boxes", 7)

@@ -133,6 +133,7 @@ def small(checkout):
     def make() -> Place:
         place = checkout()
         raw = yaml.safe_load((place.folder / "demo" / "params.yaml").read_text())
+        raw["teachers"]["fusion-conv-det"] = {**raw["teachers"]["fusion-det"], "fusion": "conv"}
         for kind in params.KINDS:
             raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
         raw |= {name: {} for name in ("reported", "floors", "figures") if name in raw}

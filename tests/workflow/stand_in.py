@@ -147,7 +147,9 @@ def predict(names: list[str], options: dict) -> None:
     inference = yaml.safe_load(Path(options["inference"]).read_text())
     results = digest(options["weights"], options["inference"])
     if options["out"].endswith(".safetensors"):
-        header = json.dumps({"__metadata__": {"vexkd": json.dumps({"inference": inference, "results": results})}}).encode()
+        header = json.dumps(
+            {"__metadata__": {"vexkd": json.dumps({"inference": inference, "results": results})}}
+        ).encode()
         Path(options["out"]).write_bytes(len(header).to_bytes(8, "little") + header)
         return
     write(options["out"], json.dumps({"meta": {"use_lidar": True, "inference": inference}, "results": results}))
@@ -155,6 +157,9 @@ def predict(names: list[str], options: dict) -> None:
 
 def evaluate(names: list[str], options: dict) -> None:
     folder = Path("results/runs") / names[0]
+    if sensor := options.get("without"):
+        write(folder / f"metrics-without-{sensor}.json", "{}")
+        return
     seeds = {seed: Path("models") / names[0] / f"seed{seed}" for seed in options["seeds"]}
     predictions = {name: next(seed.glob("predictions.*")) for name, seed in seeds.items()}
     score = int(digest(*predictions.values())[:6], 16) / 2**24
@@ -179,8 +184,17 @@ def table(names: list[str], options: dict) -> None:
 
 
 def figure(names: list[str], options: dict) -> None:
+    names = names[1:] if names[0] == "chart" else names
     for end in ("png", "svg", "csv"):
         write(f"results/figures/{'-'.join(names)}.{end}", names)
+
+
+def page(names: list[str], options: dict) -> None:
+    write("results/report.html", *sorted(Path("results").glob("tables/*.md")))
+
+
+def latency(names: list[str], options: dict) -> None:
+    write(f"results/runs/{names[0]}/latency.json", "{}")
 
 
 def check(names: list[str], options: dict) -> None:
@@ -190,7 +204,10 @@ def check(names: list[str], options: dict) -> None:
 
 
 LARGE = 1_200_000  # above the size up to which Snakemake takes checksums unless told otherwise
-VERBS = {f.__name__: f for f in (synthesize, doctor, infos, paste, maps, train, predict, evaluate, table, figure, check)}
+VERBS = {
+    f.__name__: f
+    for f in (synthesize, doctor, infos, paste, maps, train, predict, evaluate, table, figure, page, latency, check)
+}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

@@ -25,6 +25,10 @@ def expected(settings: params.Params) -> Counter[str]:
     once = {"doctor": 1, "infos": 1, "paste": 1, "synthesize": 1 if settings.synthetic else 0, "maps": int(segmenters > 0)}
     each = {"train": runs * seeds, "predict": runs * seeds, "evaluate": runs, "table": len(settings.tables)}
     figures = {"birdseye": runs - segmenters, "map_figure": segmenters, "distillation": 1, "curves": 1}
+    shown = {name: len(rows) for name, rows in settings.figures.items() if rows}
+    missing = 2 * shown.get("missing-sensor", 0)  # each of two sensors
+    figures |= {"chart": len(shown), "predict_without": missing * seeds, "evaluate_without": missing}
+    figures |= {"latency": shown.get("latency", 0), "report_page": 1}
     return Counter({**once, **each, **figures}) + Counter()
 
 

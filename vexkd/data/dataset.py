@@ -45,7 +45,8 @@ class NuScenesDataset(Dataset):
     the model. test_resize: resize factor where images are not augmented. training: draw sweeps at random, shuffle
     points, augment. bev_augmentation, image_augmentation, paste (LiDAR alone) and paste_counts (class -> number):
     used in training only; paste_epochs: paste in the epochs before this one (None: always). pad_sweeps: replace
-    missing sweeps by the keyframe. history: earlier keyframes whose images follow the sample's own, nearest first. maps,
+    missing sweeps by the keyframe. history: earlier keyframes whose images follow the sample's own, nearest first.
+    teacher_image_size, teacher_augmentation: for a teacher that sees the keyframe's images otherwise than the student. maps,
     map_grid: rasters, and the grid in which samples hold the labels read from them under the BEV augmentation.
 
     `dataset[(epoch, index)]`, `dataset[(epoch, index, position)]` or `dataset[index]` (epoch 0).
@@ -68,6 +69,8 @@ class NuScenesDataset(Dataset):
         paste_epochs: int | None = None,
         pad_sweeps: bool = False,
         history: int = 0,
+        teacher_image_size: tuple[int, int] | None = None,
+        teacher_augmentation: ImageAugmentation | None = None,
         maps: Maps | None = None,
         map_grid: geometry.BevGrid | None = None,
         seed: int = 0,
@@ -98,6 +101,7 @@ class NuScenesDataset(Dataset):
         self.paste_epochs = paste_epochs
         self.pad_sweeps = pad_sweeps
         self.history = history
+        self.teacher_image_size, self.teacher_augmentation = teacher_image_size, teacher_augmentation
         self.maps, self.map_grid = maps, map_grid
         self.seed = seed
         self.training = training
@@ -133,6 +137,7 @@ class NuScenesDataset(Dataset):
             boxes=torch.from_numpy(boxes[near].astype(np.float32)),
             labels=torch.from_numpy(labels[near].astype(np.int64)),
             maps=self._read_maps(keyframe.token, lidar_augment),
+            **self._read_teacher_images(keyframe, np.random.default_rng([self.seed, epoch, index, position, 1])),
         )
 
     def _read_maps(self, token: str, lidar_augment: np.ndarray) -> torch.Tensor | None:
@@ -170,17 +175,34 @@ class NuScenesDataset(Dataset):
         current = self.infos[index]
         frames = [current, *self.infos.history(index, self.history)]
         draws = [self._draw_image(rng) for _ in current.camera_paths]
+        mask = self.image_augmentation.draw_mask(rng, self.image_size) if self.image_augmentation else None
         pixels, augmented = [], []
         for frame in frames:
             for path, size, draw in zip(frame.camera_paths, frame.camera_sizes, draws, strict=True):
                 image = image_tools.read_image(self.root / path, tuple(size))
                 image, matrix = image_tools.augment(image, draw, self.image_size)
-                pixels.append(image_tools.normalise(image))
+                image = image_tools.normalise(image)
+                pixels.append(image if mask is None else image * mask)
                 augmented.append(matrix)
         intrinsics = np.concatenate([frame.intrinsics for frame in frames])
         cameras = np.concatenate([current.camera_from_lidar, *(cameras_over_time(f, current) for f in frames[1:])])
         arrays = (np.stack(pixels), intrinsics, cameras, np.stack(augmented))
         return tuple(torch.from_numpy(np.array(a, dtype=np.float32)) for a in arrays)
+
+    def _read_teacher_images(self, keyframe: Keyframe, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """The teacher's images (N, 3, H', W') and their matrices (N, 3, 3), where it has its own."""
+        if self.teacher_image_size is None:
+            return {}
+        pixels, matrices = [], []
+        for path, size in zip(keyframe.camera_paths, keyframe.camera_sizes, strict=True):
+            image = image_tools.read_image(self.root / path, tuple(size))
+            image, matrix = image_tools.augment(image, self.teacher_augmentation.draw(rng), self.teacher_image_size)
+            pixels.append(image_tools.normalise(image))
+            matrices.append(matrix)
+        return {
+            "teacher_images": torch.from_numpy(np.stack(pixels)),
+            "teacher_image_augment": torch.from_numpy(np.stack(matrices).astype(np.float32)),
+        }
 
     def _draw_image(self, rng: np.random.Generator) -> ImageDraw:
         """What to do with the images of one camera."""

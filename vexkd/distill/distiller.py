@@ -81,7 +81,7 @@ class Distiller(nn.Module):
             [self.student.normalisers, self.teacher.normalisers, self.method.normalisers]
         )
         with torch.no_grad():
-            taught = self.teacher.features(batch)
+            taught = self.teacher.features(batch.for_teacher())
         output = self.student(batch)
         terms = {f"task.{k}": v for k, v in self.student.loss(output, batch, own).items()}
         lesson = Lesson(batch, self.student, self.teacher, output, taught, self.learn_masks, counts, teachers)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from vexkd.data.augment import BevAugmentation, ImageAugmentation
+from vexkd.data.augment import BevAugmentation, ColourAugmentation, GridMaskAugmentation, ImageAugmentation
 from vexkd.data.dataset import NuScenesDataset
 from vexkd.data.infos import Infos
 from vexkd.data.maps import Maps
@@ -17,7 +17,7 @@ from vexkd.engine import checkpoint
 from vexkd.engine.train import Supervised
 from vexkd.errors import InputError
 from vexkd.models import bev_model
-from vexkd.params import Run
+from vexkd.params import ImageAugment, Run
 
 
 def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[nn.Module, Run]:
@@ -54,9 +54,15 @@ def _check_origin(name: str, weights: Path | None, where: str) -> None:
 def training_set(
     run: Run, images: Run, *, root: Path, infos: Infos, paste: Path | None, maps: Path | None = None, seed: int
 ) -> NuScenesDataset:
-    """The training split with its augmentation: one draw serves student and teacher. `images`: whose camera settings."""
-    sensors = [name for name in ("lidar", "camera") if name in {*run.sensors, *images.sensors}]
-    augment, picture = run.bev_augment, images.image_augment
+    """The training split with its augmentation: one draw serves student and teacher. `images`: the teacher, or the run.
+
+    The images are the student's where it has cameras; a teacher that asks for the same ones shares them.
+    """
+    own = run if run.camera else images
+    sensors = [name for name in ("lidar", "camera") if name in _read_in_training(run, images)]
+    augment = run.bev_augment
+    history = own.camera.history.keyframes if own.camera and own.camera.history else 0
+    others = images.camera is not None and (history > 0 or _pictures(images) != _pictures(own))
     if run.paste is not None and paste is None:
         raise InputError(
             f"{run.name}: the settings ask for pasted objects; pass the ground-truth database with --paste."
@@ -69,7 +75,10 @@ def training_set(
         sensors=sensors,
         bounds=run.bev.range,
         sweeps=run.data.sweeps,
-        image_size=tuple(images.camera.image_size) if "camera" in sensors else None,
+        image_size=tuple(own.camera.image_size) if "camera" in sensors else None,
+        history=history,
+        teacher_image_size=tuple(images.camera.image_size) if others else None,
+        teacher_augmentation=_image_augmentation(images.image_augment) if others else None,
         bev_augmentation=BevAugmentation(
             rotation=augment.rotation,
             scale=tuple(augment.scale),
@@ -77,11 +86,7 @@ def training_set(
             flip_x=augment.flip,
             flip_y=augment.flip,
         ),
-        image_augmentation=ImageAugmentation(
-            resize=tuple(picture.resize), rotation=float(np.deg2rad(picture.rotation)), flip=picture.flip
-        )
-        if "camera" in sensors
-        else None,
+        image_augmentation=_image_augmentation(own.image_augment) if "camera" in sensors else None,
         paste=PasteDatabase(paste) if run.paste else None,
         paste_counts=run.paste.counts if run.paste else None,
         paste_epochs=run.paste.until_epoch if run.paste else None,
@@ -103,6 +108,28 @@ def validation_set(run: Run, *, root: Path, infos: Infos, drop: str | None = Non
         sweeps=run.data.sweeps,
         image_size=tuple(run.camera.image_size) if "camera" in sensors else None,
         test_resize=run.image_augment.test_resize if run.image_augment else 1.0,
+        history=run.camera.history.keyframes if run.camera and run.camera.history and "camera" in sensors else 0,
+    )
+
+
+def _read_in_training(run: Run, teacher: Run) -> set[str]:
+    """Sensors of student and teacher, and LiDAR where a depth net learns from it."""
+    taught = run.camera is not None and getattr(run.camera.view, "depth_net", None) == "bevdepth"
+    return {*run.sensors, *teacher.sensors, *(["lidar"] if taught else [])}
+
+
+def _pictures(run: Run) -> tuple:
+    """What the images of a run depend on in training."""
+    return run.camera.image_size, run.image_augment
+
+
+def _image_augmentation(settings: ImageAugment) -> ImageAugmentation:
+    return ImageAugmentation(
+        resize=tuple(settings.resize),
+        rotation=float(np.deg2rad(settings.rotation)),
+        flip=settings.flip,
+        colours=ColourAugmentation(**settings.colours.model_dump()) if settings.colours else None,
+        mask=GridMaskAugmentation(**settings.grid_mask.model_dump()) if settings.grid_mask else None,
     )
 
 

@@ -14,18 +14,23 @@ from torch import Tensor, nn
 from vexkd.batch import Batch, Detections, Output
 from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
-from vexkd.models.bev_neck import SecondBackbone
+from vexkd.models.bev_neck import NoBevEncoder, ResNetBevEncoder, SecondBackbone
+from vexkd.models.bevformer import BEVFormerView
 from vexkd.models.centerpoint import CenterPointHead
+from vexkd.models.detr_head import DetrHead
 from vexkd.models.fusion import ConvFuser, ModalityGeneralFusion
 from vexkd.models.image_encoder import ImageEncoder, build_backbone, build_neck
 from vexkd.models.lss import LiftSplat
 from vexkd.models.map_head import MapHead
 from vexkd.models.sparse_encoder import SparseEncoder
+from vexkd.models.temporal import TemporalCameraBranch
 from vexkd.models.transfusion import TransFusionHead
 from vexkd.params import MAP_CLASSES, Run
 
 # x, y, z, intensity, time lag (see `vexkd.batch.Sample.points`).
 POINT_CHANNELS = 5
+# nuScenes' cameras, each with a code of its own in BEVFormer.
+CAMERAS = 6
 
 
 class CameraBranch(nn.Module):
@@ -200,17 +205,31 @@ def build_camera(run: Run) -> CameraBranch:
     """The camera branch."""
     camera = run.camera
     outputs = camera.backbone.outputs
-    backbone = build_backbone(**camera.backbone.model_dump())
+    backbone = build_backbone(**camera.backbone.model_dump(exclude_none=True))
     widths = [camera.backbone.widths[index] for index in outputs]
-    encoder = ImageEncoder(backbone=backbone, neck=build_neck(widths=widths, **camera.neck.model_dump()))
-    view = LiftSplat(
-        in_channels=encoder.out_channels,
-        bounds=run.bev.range,
-        cell=run.bev.cell,
-        stride=4 * 2 ** outputs[0],
-        **camera.view.model_dump(exclude={"kind"}),
+    neck = build_neck(widths=widths, **camera.neck.model_dump())
+    encoder = ImageEncoder(backbone=backbone, neck=neck, pixels=camera.pixels)
+    view = build_view(run, encoder.out_channels)
+    if camera.history is None:
+        return CameraBranch(encoder=encoder, view=view)
+    return TemporalCameraBranch(
+        encoder=encoder,
+        view=view,
+        frames=1 + camera.history.keyframes,
+        channels=view.out_channels,
+        start_epoch=camera.history.start_epoch,
     )
-    return CameraBranch(encoder=encoder, view=view)
+
+
+def build_view(run: Run, in_channels: int) -> nn.Module:
+    """What turns image features into a BEV map."""
+    view, place = run.camera.view, {"bounds": run.bev.range, "cell": run.bev.cell}
+    settings = view.model_dump(exclude={"kind"}, exclude_none=True)
+    if view.kind == "bevformer":
+        levels = run.camera.neck.levels
+        return BEVFormerView(in_channels=in_channels, cameras=CAMERAS, levels=levels, **place, **settings)
+    stride = 4 * 2 ** run.camera.backbone.outputs[0]
+    return LiftSplat(in_channels=in_channels, stride=stride, **place, **settings)
 
 
 def build_fusion(run: Run, widths: dict[str, int], grid: BevGrid) -> nn.Module | None:
@@ -224,7 +243,8 @@ def build_fusion(run: Run, widths: dict[str, int], grid: BevGrid) -> nn.Module |
 
 def build_bev_encoder(run: Run, in_channels: int) -> nn.Module:
     """What makes `high` of `low`."""
-    return SecondBackbone(in_channels=in_channels, **run.bev_encoder.model_dump(exclude={"kind"}))
+    kinds = {"second": SecondBackbone, "resnet": ResNetBevEncoder, "none": NoBevEncoder}
+    return kinds[run.bev_encoder.kind](in_channels=in_channels, **run.bev_encoder.model_dump(exclude={"kind"}))
 
 
 def build_head(run: Run, in_channels: int, grid: BevGrid) -> nn.Module:
@@ -232,7 +252,7 @@ def build_head(run: Run, in_channels: int, grid: BevGrid) -> nn.Module:
     if run.head == "map":
         labels, gamma = run.map.grid, run.map.gamma
         return MapHead(in_channels=in_channels, grid=grid, labels=labels, classes=len(MAP_CLASSES), gamma=gamma)
-    kinds = {"centerpoint": CenterPointHead, "transfusion": TransFusionHead}
+    kinds = {"centerpoint": CenterPointHead, "transfusion": TransFusionHead, "detr": DetrHead}
     settings = getattr(run, run.head).model_dump()
-    gaussian = settings.pop("gaussian")
+    gaussian = settings.pop("gaussian", {})
     return kinds[run.head](in_channels=in_channels, grid=grid, **settings, **gaussian)

@@ -140,6 +140,17 @@ class ResNetBevEncoder(nn.Module):
         return self.out(_resize(joined, low.shape[-2:]))
 
 
+class NoBevEncoder(nn.Module):
+    """`high` is `low`: for BEVFormer, which has no BEV encoder."""
+
+    def __init__(self, *, in_channels: int) -> None:
+        super().__init__()
+        self.out_channels = in_channels
+
+    def forward(self, low: Tensor) -> Tensor:
+        return low
+
+
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, the corner cells' centres kept (align_corners), as published."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)

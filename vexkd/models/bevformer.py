@@ -76,18 +76,9 @@ class BEVFormerView(nn.Module):
         self.columns = nn.Parameter(torch.rand(columns, channels // 2))
         self.camera_code = nn.Parameter(torch.randn(cameras, in_channels))
         self.level_code = nn.Parameter(torch.randn(levels, in_channels))
+        sizes = {"channels": channels, "heads": heads, "points": points, "image_points": image_points, "ffn": ffn}
         self.layers = nn.ModuleList(
-            BEVFormerLayer(
-                channels=channels,
-                value_channels=in_channels,
-                heads=heads,
-                points=points,
-                image_points=image_points,
-                levels=levels,
-                pillar=pillar,
-                ffn=ffn,
-                dropout=dropout,
-            )  # fmt: skip
+            BEVFormerLayer(value_channels=in_channels, levels=levels, pillar=pillar, dropout=dropout, **sizes)
             for _ in range(layers)
         )
 

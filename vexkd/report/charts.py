@@ -180,6 +180,8 @@ def _bars(axis: Axes, part: pd.DataFrame) -> None:
     hatches = ("", "///", "...")
     for number, state in enumerate(states):
         shown = part[part["sensors"] == state]
+        if shown.empty:
+            continue
         heights = [names.index(run) + 0.27 * (number - 1) for run in shown["run"]]
         axis.barh(
             heights, shown["percent"], 0.25, xerr=_whiskers(shown, "percent_std"), color=PALETTE[number], label=state,

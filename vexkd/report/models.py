@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from vexkd import provenance
 from vexkd.errors import InputError
-from vexkd.report.tables import Cells
-from vexkd.report.tables import markdown as as_markdown
 
 BEGIN, END = "<!-- models:begin -->", "<!-- models:end -->"
 _WHOLE = "whole"
@@ -54,7 +52,7 @@ PUBLISHED = (
     Published(
         ("fusion-det", "fusion-conv-det"), "camera.encoder.backbone", "macs", 6 * 4.49e9 * 256 * 704 / 224**2,
         f"{_TORCHVISION}, swin_t: 4.49 G at 224x224, times the pixels of six 256x704",
-        "maps are padded to whole windows of 7 here (64x176 to 70x182), at 224x224 they are whole",
+        "attention pads the maps to whole windows of 7, the last from 8x22 to 14x28; without that it is 96.76 G: equal",
     ),
     Published(
         ("bevdet-det",), "camera.encoder.backbone", "parameters", _R50, f"{_TORCHVISION}, resnet50",
@@ -97,18 +95,17 @@ def update(page: Path, summaries: list[dict[str, Any]], *, published: tuple[Publ
 
 def section(summaries: list[dict[str, Any]], published: tuple[Published, ...] = PUBLISHED) -> str:
     """What stands between the markers."""
-    parts = [as_markdown(_overview(summaries))]
+    parts = [_overview(summaries)]
     compared = _compared(summaries, published)
-    if compared.rows:
-        parts += ["## Beside published counts\n", as_markdown(compared)]
-    parts.append("## Parts\n")
+    parts += ["## Beside published counts", compared] if compared else []
+    parts.append("## Parts")
     for summary in summaries:
-        parts += [f"### {summary['run']}\n", as_markdown(table(summary))]
-    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+        parts += [f"### {summary['run']}", table(summary)]
+    return "\n\n".join(parts) + "\n"
 
 
-def table(summary: dict[str, Any]) -> Cells:
-    """The parts of one model and its whole."""
+def table(summary: dict[str, Any]) -> str:
+    """The parts of one model and its whole, in Markdown."""
     head = ["Part", "Parameters", "GMACs", "GFLOPs", "Activations (MB)", "Output", "Calls"]
     whole = {**summary, "name": _WHOLE, "outputs": [], "calls": 1}
     rows = [
@@ -123,7 +120,7 @@ def table(summary: dict[str, Any]) -> Cells:
         ]
         for part in [*summary["parts"], whole]
     ]
-    return Cells(head, rows, [f"One sample: {summary['sample']}."])
+    return _markdown(head, rows, f"One sample: {summary['sample']}.")
 
 
 def shapes(outputs: list[Any]) -> str:
@@ -147,7 +144,7 @@ def _giga(count: float) -> str:
     return f"{count / 1e9:.1f}" if count >= 1e8 else f"{count / 1e9:.3f}"
 
 
-def _overview(summaries: list[dict[str, Any]]) -> Cells:
+def _overview(summaries: list[dict[str, Any]]) -> str:
     head = ["Model", "Also", "Parameters (M)", "GMACs", "GFLOPs", "Activations (MB)", "In training alone (M)"]
     rows = [
         [
@@ -161,11 +158,13 @@ def _overview(summaries: list[dict[str, Any]]) -> Cells:
         ]
         for summary in summaries
     ]
-    return Cells(head, rows, ["Also: runs that deploy the same model. In training alone: masks and adapters of these."])
+    return _markdown(
+        head, rows, "Also: runs that deploy the same model. In training alone: what teaches them, masks and adapters."
+    )
 
 
-def _compared(summaries: list[dict[str, Any]], published: tuple[Published, ...]) -> Cells:
-    """Each published count whose run is there, beside ours."""
+def _compared(summaries: list[dict[str, Any]], published: tuple[Published, ...]) -> str:
+    """Each published count whose run is there, beside ours; empty where there is none."""
     head = ["Model", "Part", "Count", "Here", "Published", "Difference", "Source", "Why they differ"]
     by_run = {summary["run"]: summary for summary in summaries}
     rows = []
@@ -184,10 +183,26 @@ def _compared(summaries: list[dict[str, Any]], published: tuple[Published, ...])
             f"{100 * (ours / row.value - 1):+.1f} %",
         ]
         rows.append([run, row.part or _WHOLE, _WORDS[row.quantity], *cells, row.source, row.why])
-    return Cells(head, rows, ["Published GFLOPs of this field are multiply-adds unless a source says otherwise."])
+    note = "Published GFLOPs of this field are taken for giga-multiply-adds."
+    return _markdown(head, rows, note) if rows else ""
 
 
 def _part(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
     if not name:
         return summary
     return next((part for part in summary["parts"] if part["name"] == name), None)
+
+
+def _markdown(head: list[str], rows: list[list[str]], note: str) -> str:
+    """GitHub's Markdown with aligned columns, numbers to the right, and a note below."""
+    columns = list(zip(head, *rows, strict=True))
+    widths = [max(3, *map(len, column)) for column in columns]
+    left = [any(cell and not re.fullmatch(r"[\d.,+-]+( [MG%])?", cell) for cell in column[1:]) for column in columns]
+    lines = []
+    for row in [head, *rows]:
+        cells = (text.ljust(w) if words else text.rjust(w) for text, w, words in zip(row, widths, left, strict=True))
+        lines.append(f"| {' | '.join(cells)} |")
+    rule = "|".join(
+        f":{'-' * (w + 1)}" if words else f"{'-' * (w + 1)}:" for w, words in zip(widths, left, strict=True)
+    )
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", note])

@@ -26,7 +26,7 @@ FIGURES = {
     ),
     "blocks": (
         "Mask blocks",
-        "Number of mask blocks against the score in percent, and against the epochs until the mask's loss has settled.",
+        "Number of mask blocks against the score in percent, and against the epochs until the distillation loss has settled.",
     ),
     "missing-sensor": (
         "A sensor missing",

@@ -248,7 +248,9 @@ def every_figure():
         f"maps-{name}" if is_segmenter(name) else f"birdseye-{name}"
         for name in SETTINGS.runs
     ]
-    named = ["curves", *scenes, *(["distillation"] if distilled_detectors() else [])]
+    charts = [name for name, rows in SETTINGS.figures.items() if rows]
+    gains = ["distillation"] if distilled_detectors() else []
+    named = ["curves", *scenes, *gains, *charts]
     return expand(
         "results/figures/{figure}.{end}", figure=named, end=["png", "svg", "csv"]
     )
@@ -268,3 +270,25 @@ def every_run():
         for seed in SETTINGS.seeds
     ]
     return seeds + expand("results/runs/{run}/metrics.json", run=SETTINGS.runs)
+
+
+def chart_needs(wildcards):
+    """What a chart of some rows reads: their scores, and whatever else it shows."""
+    rows = SETTINGS.figures.get(wildcards.chart, [])
+    more = {"blocks": ["curve.csv"], "latency": ["latency.json"]}
+    names = ["metrics.json", *more.get(wildcards.chart, [])]
+    files = expand("results/runs/{run}/{name}", run=rows, name=names)
+    if wildcards.chart == "missing-sensor":
+        files += expand(
+            "results/runs/{run}/metrics-without-{sensor}.json",
+            run=rows,
+            sensor=["lidar", "camera"],
+        )
+    return files
+
+
+def predictions_without(wildcards):
+    """What every seed of a run predicts without one of its sensors."""
+    run = SETTINGS.run(wildcards.run)
+    files = [seal.predictions_path("models", run, seed) for seed in SETTINGS.seeds]
+    return [file.with_stem(f"{file.stem}-without-{wildcards.sensor}") for file in files]

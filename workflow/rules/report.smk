@@ -110,6 +110,72 @@ rule map_figure:
         " --infos artifacts/infos --maps artifacts/maps --seed {params.seed} > {log} 2>&1"
 
 
+rule chart:
+    input:
+        chart_needs,
+        settings="results/settings/figure-{chart}.yaml",
+    output:
+        png=report(
+            "results/figures/{chart}.png",
+            category="Figures",
+            caption="../report/chart.rst",
+        ),
+        svg="results/figures/{chart}.svg",
+        csv="results/figures/{chart}.csv",
+    log:
+        "logs/figure/{chart}.log",
+    wildcard_constraints:
+        chart="blocks|missing-sensor|latency",
+    params:
+        settings=seal.FROZEN,
+    shell:
+        "vexkd figure chart {wildcards.chart} --params {params.settings} --results results > {log} 2>&1"
+
+
+rule report_page:
+    input:
+        expand("results/tables/{table}.md", table=SETTINGS.tables),
+        every_figure(),
+        expand(
+            "results/runs/{run}/{name}",
+            run=SETTINGS.runs,
+            name=["config.yaml", "inference.yaml", "metrics.json", "curve.csv"],
+        ),
+    output:
+        "results/report.html",
+    log:
+        "logs/report_page.log",
+    params:
+        settings=seal.FROZEN,
+    shell:
+        "vexkd page --params {params.settings} --results results > {log} 2>&1"
+
+
+rule summary:
+    input:
+        config="results/runs/{run}/config.yaml",
+    output:
+        "results/runs/{run}/summary.json",
+    log:
+        "logs/summary/{run}.log",
+    params:
+        settings=seal.FROZEN,
+    shell:
+        "vexkd summary {wildcards.run} --params {params.settings} --json {output} > {log} 2>&1"
+
+
+# `update`: the page's prose stays, only what is between its markers is made.
+rule models_doc:
+    output:
+        update("docs/MODELS.md"),
+    log:
+        "logs/models_doc.log",
+    params:
+        settings=seal.FROZEN,
+    shell:
+        "vexkd summary --all --params {params.settings} --markdown {output} > {log} 2>&1"
+
+
 rule tables:
     input:
         expand("results/tables/{table}.{end}", table=SETTINGS.tables, end=TABLE_FILES),
@@ -128,3 +194,18 @@ for table in SETTINGS.tables:
         input:
             expand("results/tables/{table}.{end}", table=table, end=TABLE_FILES),
         localrule: True
+
+
+for name, rows in SETTINGS.figures.items():
+    if rows:
+
+        rule:
+            name:
+                f"figure_{name.replace('-', '_')}"
+            input:
+                expand(
+                    "results/figures/{name}.{end}",
+                    name=name,
+                    end=["png", "svg", "csv"],
+                ),
+            localrule: True

@@ -1,0 +1,43 @@
+"""The report page, the charts of named rows and Snakemake's own report, made by the stand-in."""
+
+import pytest
+import yaml
+
+from .conftest import ROOT
+
+
+@pytest.fixture
+def charted(sealed):
+    """The finished checkout with rows for all three charts."""
+    rows = {"blocks": ["centerpoint-det-vexkd"], "missing-sensor": ["fusion-det"], "latency": ["centerpoint-det"]}
+    sealed.set("figures", rows)
+    return sealed
+
+
+def test_the_page_is_made_last_and_again_when_a_table_changes(sealed):
+    assert sealed.plan() == {}
+    assert (sealed.folder / "results" / "report.html").is_file()
+    sealed.set("tables.main", ["fusion-det"])
+    assert sealed.plan() == {"table": 1, "report_page": 1}
+
+
+def test_a_chart_is_a_target_and_makes_what_it_shows(charted):
+    assert charted.plan("figure_blocks") == {"chart": 1}
+    assert charted.plan("figure_latency") == {"latency": 1, "chart": 1}
+    assert charted.plan("figure_missing_sensor") == {"predict_without": 2, "evaluate_without": 2, "chart": 1}
+    charted.snakemake("figure_missing_sensor")
+    assert (charted.folder / "results" / "figures" / "missing-sensor.svg").is_file()
+    charted.set("figures", {"missing-sensor": ["fusion-conv-det"]})
+    assert charted.plan("figure_missing_sensor")["chart"] == 1
+
+
+def test_snakemakes_own_report_has_every_output_with_its_caption(charted):
+    charted.snakemake()
+    charted.snakemake("--report", "own.html")
+    text = (charted.folder / "own.html").read_text()
+    for file in (ROOT / "workflow" / "report").glob("*.rst"):
+        if file.stem != "maps":  # no run of these segments maps
+            words = file.read_text().split("``")[0].split("}}")[-1].strip(" :\n").split(". ")[0]
+            assert words in text, file
+    pictures = yaml.safe_load((charted.folder / "params.yaml").read_text())["figures"]
+    assert all(f"results/figures/{name}.png" in text for name in ["curves", "distillation", *pictures])

@@ -1,0 +1,69 @@
+# What is measured of a finished model besides its scores, for the rows that a figure asks for.
+
+
+rule predict_without:
+    input:
+        raw_data,
+        infos=INFOS,
+        weights=WEIGHTS,
+        config="results/runs/{run}/config.yaml",
+        inference="results/runs/{run}/inference.yaml",
+    output:
+        predictions="models/{run}/seed{seed}/predictions-without-{sensor}.{ending}",
+    log:
+        "logs/predict/{run}-seed{seed}-without-{sensor}.{ending}.log",
+    wildcard_constraints:
+        sensor="lidar|camera",
+    threads: train_threads
+    resources:
+        attempt=attempt_number,
+    params:
+        root=SETTINGS.root,
+        attempt=ATTEMPT,
+        vexkd=processes,
+        more=predict_options,
+    shell:
+        "exec {params.attempt} {resources.attempt} {log} {params.vexkd} predict --weights {input.weights}"
+        " --drop {wildcards.sensor} --config {input.config} --inference {input.inference} --root {params.root}"
+        " --infos artifacts/infos --out {output.predictions} {params.more}"
+
+
+rule evaluate_without:
+    input:
+        raw_data,
+        labels=labels_of,
+        predictions=predictions_without,
+        config="results/runs/{run}/config.yaml",
+        inference="results/runs/{run}/inference.yaml",
+    output:
+        metrics="results/runs/{run}/metrics-without-{sensor}.json",
+    log:
+        "logs/evaluate/{run}-without-{sensor}.log",
+    wildcard_constraints:
+        sensor="lidar|camera",
+    params:
+        root=SETTINGS.root,
+        seeds=seed_options,
+    shell:
+        "vexkd evaluate {wildcards.run} --without {wildcards.sensor} --models models --results results"
+        " --root {params.root} {params.seeds} > {log} 2>&1"
+
+
+# Alone on the machine where it can be: other jobs would be in the time measured.
+rule latency:
+    input:
+        raw_data,
+        infos=INFOS,
+        weights=f"models/{{run}}/seed{SETTINGS.seeds[0]}/weights.safetensors",
+    output:
+        "results/runs/{run}/latency.json",
+    log:
+        "logs/latency/{run}.log",
+    threads: CORES
+    params:
+        settings=seal.FROZEN,
+        root=SETTINGS.root,
+        seed=SETTINGS.seeds[0],
+    shell:
+        "vexkd latency {wildcards.run} --params {params.settings} --results results --models models"
+        " --seed {params.seed} --root {params.root} --infos artifacts/infos --threads {threads} > {log} 2>&1"
