@@ -1,5 +1,5 @@
 # Everything a fresh machine needs: Python 3.11 or 3.12, gcc, git, make. `make help` lists the targets.
-.PHONY: help env demo clean-demo test test-all trial lint readme seal
+.PHONY: help env demo demo-full clean-demo test test-all trial lint readme seal
 .DEFAULT_GOAL := help
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p && break; done)
@@ -25,6 +25,9 @@ demo: env  ## data set, trainings, tables and figures at laptop scale, in demo/
 	@echo
 	@echo "Made in demo/: results/tables/main.md (the table), results/figures/ (curves, birdseye views),"
 	@echo "results/runs/<run>/metrics.json, models/<run>/seed<n>/weights.safetensors, logs/"
+
+demo-full: env  ## every row of every table and figure at laptop scale, in demo/full/
+	@snakemake --profile local --directory demo/full
 
 clean-demo:  ## remove what the demo made
 	@rm -rf demo/.snakemake demo/artifacts demo/data demo/logs demo/models demo/results demo/scratch

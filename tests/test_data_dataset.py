@@ -13,10 +13,11 @@ from test_data_tiny import KEY, POST, START, VERSION, ego_pose, real_keyframe, s
 
 from vexkd import boxes as box_tools
 from vexkd import geometry
+from vexkd.batch import collate
 from vexkd.data import dataset as data
 from vexkd.data import infos as info_tools
 from vexkd.data import paste, tables
-from vexkd.data.augment import BevAugmentation, ImageAugmentation
+from vexkd.data.augment import BevAugmentation, GridMaskAugmentation, ImageAugmentation
 from vexkd.errors import InputError
 
 BOUNDS = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
@@ -338,3 +339,24 @@ def test_real_keyframe_as_a_sample(tmp_path):
     assert len(sample.boxes) == len(sample.labels) > 30
     counted = [int(box_tools.points_inside(sample.points.numpy(), box).sum()) for box in sample.boxes.numpy()]
     assert np.mean(np.array(counted) > 0) > 0.9
+
+
+def test_a_teacher_may_see_the_images_otherwise(town):
+    """The student's draws are those without a teacher; the teacher's matrix leads to the same pixel of the original."""
+    infos = info_tools.load(town / "infos").subset("mini_train")
+    own = ImageAugmentation(resize=(0.8, 1.0), rotation=0.05, mask=GridMaskAugmentation(1.0, 0.5))
+    theirs = ImageAugmentation(resize=(0.5, 0.6), rotation=0.0, flip=0.0)
+    common = {
+        "root": town / "data", "infos": infos, "sensors": ["camera"], "bounds": (-20, -20, -5, 20, 20, 3),
+        "image_size": (48, 96), "image_augmentation": own, "history": 1, "training": True,
+    }  # fmt: skip
+    alone = data.NuScenesDataset(**common)[2]
+    taught = data.NuScenesDataset(**common, teacher_image_size=(40, 80), teacher_augmentation=theirs)[2]
+    assert torch.equal(alone.images, taught.images)
+    assert (taught.images.shape[0], taught.teacher_images.shape) == (12, (6, 3, 40, 80))
+    assert (taught.images.flatten(1) == 0).float().mean() > 0.1, "the grid mask"
+    seen = collate([taught]).for_teacher()
+    assert torch.equal(seen.images[0], taught.teacher_images)
+    assert torch.equal(seen.camera_from_lidar[0], taught.camera_from_lidar[:6])
+    assert seen.intrinsics.shape == (1, 6, 3, 3)
+    assert 0.5 <= float(seen.image_augment[0, 0, 0, 0]) <= 0.6

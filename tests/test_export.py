@@ -81,7 +81,9 @@ def camera_model(settings, kind: str) -> bev_model.BEVModel:
     return bev_model.BEVModel(grid=grid, **parts).eval()
 
 
-@pytest.mark.parametrize("kind", ["plain", "bevdepth", "bevformer", "temporal"])
+@pytest.mark.parametrize(
+    "kind", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bevdepth", "bevformer", "temporal"))]
+)
 def test_a_camera_student_is_exported_for_its_rig(settings, tmp_path, kind):
     """On images that the exporter never saw; and another rig gives something else, so the view is in the file."""
     model = camera_model(settings, kind)

@@ -36,10 +36,13 @@ def raw() -> dict[str, Any]:
     reported = {"centerpoint-det": {"mAP": 57.63, "NDS": 65.39, "source": "the source"}}
     synthetic = {"scenes": 2, "samples": 2, "seed": 0, "image_size": [32, 16], "beams": 4, "azimuths": 8}
     assert not values.get("synthetic")
+    for kind in settings.KINDS:
+        values[kind] = {name: row for name, row in values[kind].items() if name in (*NAMES, "fusion-conv-det")}
     return values | {
         "tables": {"small": NAMES},
         "reported": reported,
         "floors": {},
+        "figures": {},
         "synthetic": synthetic | {"sweeps_per_sample": 2},
     }
 

@@ -109,5 +109,5 @@ def test_latency(params, results):
 def test_a_figure_without_rows_is_refused(params, results):
     with pytest.raises(InputError, match=r"figures\.blocks: there is no row to draw"):
         charts.make("blocks", params=params.model_copy(update={"figures": {}}), results=results)
-    with pytest.raises(InputError, match="there is no figure named 'bars'; known are blocks"):
+    with pytest.raises(InputError, match="there is no chart named 'bars'; known are blocks"):
         charts.make("bars", params=params, results=results)

@@ -30,11 +30,19 @@ from vexkd.models import bev_model
 SEGMENTERS = ("fusion-seg", "centerpoint-seg", "centerpoint-seg-vexkd")
 
 
+def rows() -> dict:
+    """The settings at test size, with a teacher of the other fusion and a student taught across tasks."""
+    raw = tiny_settings()
+    raw["teachers"]["fusion-conv-seg"] = {**raw["teachers"]["fusion-seg"], "fusion": "conv"}
+    raw["distilled"]["crossed"] = {"student": "centerpoint-det", "teacher": "fusion-seg"}
+    return raw
+
+
 @pytest.fixture(scope="module")
 def desk(town, tmp_path_factory) -> SimpleNamespace:
     """A folder with all runs at test size, map rasters, and weights of the segmenters in which nothing was learnt."""
     folder = tmp_path_factory.mktemp("desk")
-    raw = tiny_settings()
+    raw = rows()
     (folder / "params.yaml").write_text(params.dump(raw))
     settings = params.parse(raw)
     params.write_configs(settings, folder / "results")
@@ -43,7 +51,7 @@ def desk(town, tmp_path_factory) -> SimpleNamespace:
         torch.manual_seed(seed)
         model = bev_model.build(settings.run(name))
         with torch.no_grad():
-            model.head.classifier[2].weight *= 100  # probabilities on either side of the thresholds
+            model.head.classifier[2].weight *= 60  # probabilities on either side of the thresholds
         path = seal.weights_path(folder / "models", name, 0)
         checkpoint.save_weights(path, model, run=settings.run(name), inputs={}, record={})
         (path.parent / "curve.csv").write_text("step,loss\n0,0.5\n")
@@ -72,17 +80,17 @@ def predicted(desk, name: str, out: Path, **options) -> Path:
 
 def test_who_reads_labels():
     """Segmenters, and whoever is taught by one; they paste nothing and all share one set of rasters."""
-    raw = tiny_settings()
-    raw["distilled"]["crossed"] = {"student": "centerpoint-det", "teacher": "fusion-seg"}
-    loaded = params.parse(raw)
-    assert {name for name, run in loaded.runs.items() if run.map} == {*SEGMENTERS, "fusion-conv-seg", "crossed"}
+    loaded = params.parse(rows())
+    segmenters = {name for name, run in loaded.runs.items() if run.task == "segmentation"}
+    assert segmenters >= {*SEGMENTERS, "fusion-conv-seg"}
+    assert {name for name, run in loaded.runs.items() if run.map} == {*segmenters, "crossed"}
     assert all(run.paste is None for run in loaded.runs.values() if run.map)
     assert seal.inputs(loaded.run("crossed"), 0)["maps"] == Path("artifacts/maps")
     assert "maps" not in seal.inputs(loaded.run("centerpoint-det"), 0)
 
 
 def test_rasters_reach_as_far_as_the_widest_augmentation():
-    raw = tiny_settings()
+    raw = rows()
     raw["map"] |= {"reach": 20.0, "cell": 0.5}
     raw["bev_augment"] = {"rotation": 0.0, "scale": [0.8, 1.0], "translation": 0.5, "flip": 0.5}
     raw["students"]["centerpoint-seg"]["bev_augment"] = {"scale": [0.5, 1.0], "translation": 0.0}
@@ -104,7 +112,7 @@ def test_rasters_reach_as_far_as_the_widest_augmentation():
     ],
 )
 def test_runs_that_cannot_share_labels_are_refused(row, block, message):
-    raw = tiny_settings()
+    raw = rows()
     raw[row[0]][row[1]]["map"] = block
     with pytest.raises(InputError, match=message) as caught:
         params.parse(raw)
@@ -193,9 +201,7 @@ def test_the_chain_of_segmenters(desk, tmp_path):
 
 def test_a_detector_taught_by_a_segmenter(desk):
     """Across tasks: the batch holds boxes for the student and maps for the masked teacher."""
-    raw = tiny_settings()
-    raw["distilled"]["crossed"] = {"student": "centerpoint-det", "teacher": "fusion-seg"}
-    run = params.parse(raw).run("crossed")
+    run = desk.settings.run("crossed")
     task, images = tasks.build_task(run, start=None, teacher=seal.weights_path(desk.folder / "models", "fusion-seg", 0))
     where = {"root": desk.town / "data", "infos": desk.infos, "paste": None, "maps": desk.folder / "artifacts/maps"}
     batch = collate([tasks.training_set(run, images, **where, seed=0)[(0, 0, 0)]])
@@ -235,7 +241,7 @@ def test_predictions_hold_the_levels_of_the_models_probabilities(desk, tmp_path)
         found = opened.levels(sample.token)
         seen |= set(np.unique(found).tolist())
         for number, threshold in enumerate(THRESHOLDS):
-            near = np.abs(probabilities - threshold) < 1e-5  # a batch of one is not to the last digit one of two
+            near = np.abs(probabilities - threshold) < 1e-3  # a batch of one is not to the last digit one of two
             assert (((found > number) == (probabilities >= np.float32(threshold))) | near).all()
     assert len(seen) > 4, "so that the test can fail"
 

@@ -179,7 +179,7 @@ def test_a_distilled_student_is_its_baseline(settings):
     """The same modules, parameters and multiply-adds; what teaches it is not part of it."""
     baseline, distilled = (settings.run(name) for name in ("centerpoint-det", "centerpoint-det-vexkd"))
     groups = list(summary.distinct(settings).values())
-    assert ["centerpoint-det", "centerpoint-det-vexkd"] in groups
+    assert any({"centerpoint-det", "centerpoint-det-vexkd"} <= set(names) for names in groups)
     first, second = (summary.summarise(settings, run) for run in (baseline, distilled))
     assert first.graph == second.graph
     assert first.whole == second.whole
@@ -191,7 +191,7 @@ def test_a_distilled_student_is_its_baseline(settings):
 
 def test_another_model_has_another_graph(settings):
     graphs = {summary.graph(bev_model.build(settings.run(name))) for name in settings.runs}
-    assert len(graphs) == len(summary.distinct(settings)) == len(settings.runs) - 1
+    assert len(graphs) == len(summary.distinct(settings)) < len(settings.runs)
 
 
 def test_counting_leaves_no_hook_behind(settings):

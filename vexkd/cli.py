@@ -234,6 +234,26 @@ def predict(
 
 
 @app.command()
+def inspect(
+    run: Annotated[str, typer.Argument(help="name of a distilled run")],
+    root: Root,
+    infos: InfosDir,
+    models: Models = Path("models"),
+    seed: Annotated[int, typer.Option()] = 0,
+    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+    threads: Threads = None,
+) -> None:
+    """Write what the figures energy and masks show: BEV maps of student, distilled student and teacher of one keyframe."""
+    import torch
+
+    from vexkd.engine import inspection
+
+    if threads:
+        torch.set_num_threads(threads)
+    print(inspection.inspect(run, models=models, root=root, infos=infos, seed=seed, sample=sample))
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="name of the run")],
     root: Root,
@@ -351,6 +371,23 @@ def birdseye(
     from vexkd.report import figures
 
     figures.birdseye(run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
+
+
+@figure.command()
+def camera(
+    run: Annotated[str, typer.Argument(help="name of the distilled run")],
+    student: Annotated[str, typer.Option(help="name of the run to compare it with, its student alone")],
+    root: Root,
+    infos: InfosDir,
+    models: Models = Path("models"),
+    results: Results = Path("results"),
+    seed: Annotated[int, typer.Option()] = 0,
+    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+) -> None:
+    """Detections of two runs in the six images of one keyframe, errors marked."""
+    from vexkd.report import camera as module
+
+    module.camera(student, run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
 
 
 @figure.command("maps")

@@ -161,7 +161,7 @@ class Disturber:
         self.returning: dict[str, float] = {}  # nodes that come back at a time
         self.ways: dict[Callable[[], str], int] = {
             self.cancel: 3, self.kill_process: 4, self.ask_process: 2, self.lose_node: 2, self.restart_daemon: 1,
-            self.kill_main: 2, self.ask_main: 1,
+            self.kill_main: 1, self.ask_main: 1,
         }  # fmt: skip
 
     def disturb(self, main: subprocess.Popen) -> str:

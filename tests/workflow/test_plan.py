@@ -26,6 +26,7 @@ def expected(settings: params.Params) -> Counter[str]:
     each = {"train": runs * seeds, "predict": runs * seeds, "evaluate": runs, "table": len(settings.tables)}
     figures = {"birdseye": runs - segmenters, "map_figure": segmenters, "distillation": 1, "curves": 1}
     shown = {name: len(rows) for name, rows in settings.figures.items() if rows}
+    figures["camera"] = shown.pop("camera", 0)
     missing = 2 * shown.get("missing-sensor", 0)  # each of two sensors
     figures |= {"chart": len(shown), "predict_without": missing * seeds, "evaluate_without": missing}
     figures |= {"latency": shown.get("latency", 0), "report_page": 1}
@@ -118,5 +119,5 @@ def test_the_profiles_name_rules_that_exist(place, name):
 
 @pytest.mark.skipif(not importlib.util.find_spec("snakemake_executor_plugin_slurm"), reason="needs the extra [slurm]")
 def test_the_literal_call_on_a_cluster_plans_the_paper(place):
-    out = place.run("snakemake", "--profile", "slurm", "-n", "--quiet")
+    out = place.run("snakemake", "--profile", "slurm", "-n", "--quiet", "rules")
     assert str(sum(expected(params.load(ROOT / "params.yaml")).values()) + 1) in out

@@ -181,7 +181,7 @@ class NuScenesDataset(Dataset):
             for path, size, draw in zip(frame.camera_paths, frame.camera_sizes, draws, strict=True):
                 image = image_tools.read_image(self.root / path, tuple(size))
                 image, matrix = image_tools.augment(image, draw, self.image_size)
-                image = image_tools.normalise(image)
+                image = image_tools.normalise(image, draw.colours)
                 pixels.append(image if mask is None else image * mask)
                 augmented.append(matrix)
         intrinsics = np.concatenate([frame.intrinsics for frame in frames])
@@ -196,8 +196,9 @@ class NuScenesDataset(Dataset):
         pixels, matrices = [], []
         for path, size in zip(keyframe.camera_paths, keyframe.camera_sizes, strict=True):
             image = image_tools.read_image(self.root / path, tuple(size))
-            image, matrix = image_tools.augment(image, self.teacher_augmentation.draw(rng), self.teacher_image_size)
-            pixels.append(image_tools.normalise(image))
+            draw = self.teacher_augmentation.draw(rng)
+            image, matrix = image_tools.augment(image, draw, self.teacher_image_size)
+            pixels.append(image_tools.normalise(image, draw.colours))
             matrices.append(matrix)
         return {
             "teacher_images": torch.from_numpy(np.stack(pixels)),

@@ -24,6 +24,9 @@ from vexkd.models import bev_model
 from vexkd.models.bev_model import BEVModel
 from vexkd.params import Run
 
+# What a training learned beside the student, for figures of it; a student's weights hold the student alone.
+MASKS = "masks.safetensors"
+
 
 def save_weights(path: Path, model: nn.Module, *, run: Run, inputs: dict[str, str], record: dict[str, Any]) -> None:
     """Write a model's weights with the run's settings, hashes of its inputs {name: sha256} and its provenance."""

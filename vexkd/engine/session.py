@@ -143,13 +143,18 @@ def _take(lock: Lock) -> None:
 
 
 def _write_result(out: Path, trainer: Trainer, run: Run, seed: int, inputs: dict[str, str]) -> None:
-    """Curve, provenance and, last, the weights: where they are, the training is finished."""
+    """Curve, provenance, learned masks and, last, the weights: where they are, the training is finished."""
     position = trainer.position
     record = training_record(run, seed, inputs, trainer, position.seconds, trainer.accelerator)
     with checkpoint.writing(out / "curve.csv"):
         write_curve(out / "curve.csv", position.curve)
     with checkpoint.writing(out / "provenance.json"):
         provenance.write_json(out / "provenance.json", record)
+    masks = getattr(trainer.bare, "masks", None)
+    if masks is not None:
+        checkpoint.save_weights(out / checkpoint.MASKS, masks, run=run, inputs=inputs, record=record)
+    else:
+        (out / checkpoint.MASKS).unlink(missing_ok=True)  # of an earlier training with other settings
     checkpoint.save_weights(out / "weights.safetensors", trainer.bare.model, run=run, inputs=inputs, record=record)
     print(f"{run.name} seed {seed}: {position.step} steps in {position.seconds:.0f} s -> {out}", flush=True)
 

@@ -56,10 +56,10 @@ def birdseye(
     sample: position among the predicted samples, a sample token, or None for the one with most valid boxes.
     Raises InputError for missing predictions, an unknown sample, or a missing LiDAR file.
     """
-    found = _predictions(run, Path(models), seed)
+    found = read_predictions(run, Path(models), seed)
     keyframe, caption = choose(Path(root), Path(infos), found, sample)
     truth, points = annotated(keyframe), point_files.read_lidar(Path(root) / keyframe.lidar_path)
-    predicted = _detections(found[keyframe.token], keyframe, threshold)
+    predicted = detections(found[keyframe.token], keyframe, threshold)
     stem = Path(results) / "figures" / f"birdseye-{run}"
     provenance.write_text(stem.with_suffix(".csv"), _frame(truth, {run: predicted}).to_csv(index=False))
     with drawing.figure(stem, (7.5, 5.7)) as made:
@@ -83,10 +83,10 @@ def compare(
     threshold: float = 0.2,
 ) -> None:
     """Two runs side by side on one keyframe: results/figures/compare-<distilled>.{png,svg,csv}; else as `birdseye`."""
-    found = {run: _predictions(run, Path(models), seed) for run in (baseline, distilled)}
+    found = {run: read_predictions(run, Path(models), seed) for run in (baseline, distilled)}
     keyframe, caption = choose(Path(root), Path(infos), found[distilled], sample)
     truth, points = annotated(keyframe), point_files.read_lidar(Path(root) / keyframe.lidar_path)
-    predicted = {run: _detections(boxes.get(keyframe.token, []), keyframe, threshold) for run, boxes in found.items()}
+    predicted = {run: detections(boxes.get(keyframe.token, []), keyframe, threshold) for run, boxes in found.items()}
     stem = Path(results) / "figures" / f"compare-{distilled}"
     provenance.write_text(stem.with_suffix(".csv"), _frame(truth, predicted).to_csv(index=False))
     with drawing.figure(stem, (11.0, 5.25)) as made:
@@ -99,7 +99,7 @@ def compare(
         made.legend(handles=_legend(truth, list(predicted.values()), threshold), loc="outside right upper")
 
 
-def _predictions(run: str, models: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
+def read_predictions(run: str, models: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
     """Submission boxes by sample token."""
     path = models / run / f"seed{seed}" / "predictions.json"
     if not path.is_file():
@@ -142,7 +142,7 @@ def annotated(keyframe: info_files.Keyframe) -> Boxes:
     return Boxes(keyframe.boxes[shown], keyframe.labels[shown], np.ones(int(shown.sum())))
 
 
-def _detections(rows: list[dict[str, Any]], keyframe: info_files.Keyframe, threshold: float) -> Boxes:
+def detections(rows: list[dict[str, Any]], keyframe: info_files.Keyframe, threshold: float) -> Boxes:
     """Submission boxes (global frame) of one sample in view at or above a score, in the LiDAR frame, best last."""
     kept = sorted((r for r in rows if r["detection_score"] >= threshold), key=lambda row: row["detection_score"])
     if not kept:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def make(name: FigureName, *, params: Params, results: Path) -> None:
     """Draw the figure of this name. Raises InputError where params.yaml names no rows for it or a row lacks its results."""
     drawn = {"blocks": blocks, "missing-sensor": missing_sensor, "latency": latency}
     if name not in drawn:
-        raise InputError(f"there is no figure named '{name}'; known are {', '.join(get_args(FigureName))}.")
+        raise InputError(f"there is no chart named '{name}'; known are {', '.join(drawn)}.")
     rows = [params.run(row) for row in params.figures.get(name, [])]
     if not rows:
         raise InputError(f"{params.path}: figures.{name}: there is no row to draw; list some runs there.")

@@ -68,7 +68,7 @@ PUBLISHED = (
     ),
     Published(
         ("bevformer-det",), "", "parameters", 68.7e6, "BEVFormer: BEVFormer-S",
-        "200x200 queries there, 180x180 here",
+        "200x200 queries there, 180x180 here: 1.95 M; a layer for the vehicle's motion, which nothing here reads",
     ),
     Published(
         ("bevformer-det",), "", "macs", 1303.5e9, "BEVFormer: BEVFormer-S",
@@ -120,7 +120,8 @@ def table(summary: dict[str, Any]) -> str:
         ]
         for part in [*summary["parts"], whole]
     ]
-    return _markdown(head, rows, f"One sample: {summary['sample']}.")
+    others = f" Deployed by {', '.join(summary['runs'][1:])} too." if len(summary["runs"]) > 1 else ""
+    return _markdown(head, rows, f"One sample: {summary['sample']}.{others}")
 
 
 def shapes(outputs: list[Any]) -> str:
@@ -141,26 +142,22 @@ def parameters(text: str) -> dict[str, dict[str, int]]:
 
 
 def _giga(count: float) -> str:
+    """In units of 10^9; empty where nothing was counted."""
+    if not count:
+        return ""
     return f"{count / 1e9:.1f}" if count >= 1e8 else f"{count / 1e9:.3f}"
 
 
 def _overview(summaries: list[dict[str, Any]]) -> str:
-    head = ["Model", "Also", "Parameters (M)", "GMACs", "GFLOPs", "Activations (MB)", "In training alone (M)"]
-    rows = [
-        [
-            summary["run"],
-            ", ".join(summary["runs"][1:]),
-            f"{summary['parameters'] / 1e6:.2f}",
-            _giga(summary["macs"]),
-            _giga(summary["flops"]),
-            f"{summary['activations'] / 1e6:.0f}",
-            ", ".join(f"{count / 1e6:.2f}" for count in sorted(set(summary["teaching"].values()))),
-        ]
-        for summary in summaries
-    ]
-    return _markdown(
-        head, rows, "Also: runs that deploy the same model. In training alone: what teaches them, masks and adapters."
-    )
+    head = ["Model", "Runs", "Parameters (M)", "GMACs", "GFLOPs", "Activations (MB)", "In training alone (M)"]
+    rows = []
+    for summary in summaries:
+        taught = sorted({f"{count / 1e6:.2f}" for count in summary["teaching"].values()}, key=float)
+        cells = [summary["run"], str(len(summary["runs"])), f"{summary['parameters'] / 1e6:.2f}"]
+        cells += [_giga(summary["macs"]), _giga(summary["flops"]), f"{summary['activations'] / 1e6:.0f}"]
+        rows.append([*cells, " to ".join(dict.fromkeys([*taught[:1], *taught[-1:]]))])
+    note = "Runs: how many deploy this model. In training alone: what teaches the distilled ones, masks and adapters."
+    return _markdown(head, rows, note)
 
 
 def _compared(summaries: list[dict[str, Any]], published: tuple[Published, ...]) -> str:
@@ -173,7 +170,7 @@ def _compared(summaries: list[dict[str, Any]], published: tuple[Published, ...])
         if run is None:
             continue
         part = _part(by_run[run], row.part)
-        if part is None:
+        if part is None or not part[row.quantity]:
             continue
         scale, unit = _UNITS[row.quantity]
         ours = part[row.quantity]

@@ -248,7 +248,7 @@ def every_figure():
         f"maps-{name}" if is_segmenter(name) else f"birdseye-{name}"
         for name in SETTINGS.runs
     ]
-    charts = [name for name, rows in SETTINGS.figures.items() if rows]
+    charts = [file for name in SETTINGS.figures for file in named_figures(name)]
     gains = ["distillation"] if distilled_detectors() else []
     named = ["curves", *scenes, *gains, *charts]
     return expand(
@@ -270,6 +270,28 @@ def every_run():
         for seed in SETTINGS.seeds
     ]
     return seeds + expand("results/runs/{run}/metrics.json", run=SETTINGS.runs)
+
+
+def named_figures(name):
+    """The files of a figure of some rows: one chart of all of them, or pictures of each."""
+    rows = SETTINGS.figures[name]
+    return (
+        [f"camera-{row}" for row in rows]
+        if name == "camera"
+        else [name] if rows else []
+    )
+
+
+def student_of(wildcards):
+    """The student of a distilled run; a row of the figure `camera` is one."""
+    return SETTINGS.run(wildcards.run).student
+
+
+def predictions_beside_student(wildcards):
+    """What a distilled run and its student alone predict, with the first seed."""
+    names = [wildcards.run, student_of(wildcards)]
+    runs = [SETTINGS.run(name) for name in names if name]
+    return [seal.predictions_path("models", run, SETTINGS.seeds[0]) for run in runs]
 
 
 def chart_needs(wildcards):

@@ -132,6 +132,30 @@ rule chart:
         "vexkd figure chart {wildcards.chart} --params {params.settings} --results results > {log} 2>&1"
 
 
+rule camera:
+    input:
+        raw_data,
+        infos=INFOS,
+        predictions=predictions_beside_student,
+    output:
+        png=report(
+            "results/figures/camera-{run}.png",
+            category="Figures",
+            caption="../report/camera.rst",
+        ),
+        svg="results/figures/camera-{run}.svg",
+        csv="results/figures/camera-{run}.csv",
+    log:
+        "logs/figure/camera-{run}.log",
+    params:
+        root=SETTINGS.root,
+        seed=SETTINGS.seeds[0],
+        student=student_of,
+    shell:
+        "vexkd figure camera {wildcards.run} --student {params.student} --results results --models models"
+        " --root {params.root} --infos artifacts/infos --seed {params.seed} > {log} 2>&1"
+
+
 rule report_page:
     input:
         expand("results/tables/{table}.md", table=SETTINGS.tables),
@@ -166,6 +190,8 @@ rule summary:
 
 # `update`: the page's prose stays, only what is between its markers is made.
 rule models_doc:
+    input:
+        expand("results/runs/{run}/config.yaml", run=SETTINGS.runs),
     output:
         update("docs/MODELS.md"),
     log:
@@ -204,8 +230,8 @@ for name, rows in SETTINGS.figures.items():
                 f"figure_{name.replace('-', '_')}"
             input:
                 expand(
-                    "results/figures/{name}.{end}",
-                    name=name,
+                    "results/figures/{figure}.{end}",
+                    figure=named_figures(name),
                     end=["png", "svg", "csv"],
                 ),
             localrule: True
