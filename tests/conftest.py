@@ -85,8 +85,8 @@ def tiny_settings() -> dict:
     for row in [*raw["teachers"].values(), *raw["students"].values()]:
         row["train"] = {**row.get("train", {}), "epochs": 2}
     raw["students"]["centerpoint-det"].pop("lidar", None)
-    raw["students"]["bevdet-det"]["camera"]["view"]["step"] = 1.6
-    raw["students"]["bevdet-det"]["bev_encoder"] |= {
+    raw["students"]["bevdet-seg"]["camera"]["view"]["step"] = 1.6
+    raw["students"]["bevdet-seg"]["bev_encoder"] |= {
         "channels": [8, 8, 8],
         "neck_channels": [8, 8],
         "out_channels": 8,

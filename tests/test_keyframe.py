@@ -37,9 +37,16 @@ def small_settings() -> params.Params:
     raw["bev_augment"] = {"rotation": 0.0, "scale": [1.0, 1.0], "translation": 0.0, "flip": 0.0}
     raw["paste"]["counts"] = {}
     raw["lidar"] |= {"channels": [8, 16], "blocks": 1, "out_channels": 16}
-    raw["bev_encoder"] = {"kind": "second", "channels": [24, 24], "layers": [1, 1], "strides": [1, 2], "neck_channels": [16, 16]}
+    raw["bev_encoder"] = {
+        "kind": "second",
+        "channels": [24, 24],
+        "layers": [1, 1],
+        "strides": [1, 2],
+        "neck_channels": [16, 16],
+    }
     raw["centerpoint"] |= {"shared_channels": 16, "branch_channels": 16}
     raw["train"] |= {"epochs": STEPS, "batch": 1}
+    raw |= {"distilled": {}, "tables": {}, "figures": {}}
     raw["students"] = {"centerpoint-det": {"task": "detection", "sensors": ["lidar"], "head": "centerpoint"}}
     return params.parse(raw)
 
@@ -117,55 +124,3 @@ def test_one_real_frame_learnt_by_heart_is_found_again(keyframe, predictions):
         assert errors["trans_err"] < 0.5, "metres"
         assert errors["scale_err"] < 0.3, "1 - IoU"
         assert errors["orient_err"] < 0.5, "radians"
-
-
-def paper_run(name: str, keyframe: Path, infos: Path):
-    """A row of params.yaml with this frame as its data, its model and the frame as a batch of one, as training takes it."""
-    import torch
-
-    from vexkd.batch import collate
-    from vexkd.engine import tasks
-    from vexkd.models import bev_model
-
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
-    raw["data"] |= {"version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_train"}
-    raw["paste"]["counts"] = {}
-    run = params.parse(raw).run(name)
-    dataset = tasks.training_set(run, run, root=keyframe, infos=info_tools.load(infos), paste=None, seed=0)
-    torch.manual_seed(0)
-    return run, bev_model.build(run), collate([dataset[0]])
-
-
-@pytest.mark.slow
-def test_centerpoint_of_the_papers_size_takes_a_step(keyframe, infos):
-    run, model, batch = paper_run("centerpoint-det", keyframe, infos)
-    output = model.train()(batch)
-    assert output.features["low"].shape == (1, 256, 180, 180)
-    assert output.features["high"].shape == (1, 512, 180, 180)
-    losses = model.loss(output, batch)
-    assert all(math.isfinite(value.detach()) for value in losses.values()), losses
-    sum(losses.values()).backward()
-    gradients = {name: p.grad for name, p in model.named_parameters()}
-    assert all(g is not None and bool(g.isfinite().all()) for g in gradients.values())
-    assert max(float(g.abs().max()) for name, g in gradients.items() if name.startswith("lidar.stem")) > 0
-
-
-@pytest.mark.slow
-def test_fusion_teacher_of_the_papers_size_detects(keyframe, infos):
-    import torch
-
-    run, model, batch = paper_run("fusion-det", keyframe, infos)
-    with torch.no_grad():
-        output = model.eval()(batch)
-        losses = model.loss(output, batch)
-    assert {name: tuple(f.shape) for name, f in output.features.items()} == {
-        "lidar_bev": (1, 256, 180, 180),
-        "camera_bev": (1, 80, 180, 180),
-        "low": (1, 256, 180, 180),
-        "high": (1, 512, 180, 180),
-    }
-    assert all(bool(f.isfinite().all()) for f in output.features.values())
-    assert all(math.isfinite(value) for value in losses.values()), losses
-    (found,) = model.detect(batch, bounds=run.inference.range, settings=run.inference.transfusion.model_dump())
-    assert 0 < len(found.scores) <= run.transfusion.proposals
-    assert bool(found.boxes[:, :7].isfinite().all())

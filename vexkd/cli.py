@@ -297,6 +297,56 @@ def evaluate(
     )
 
 
+@app.command("import-weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="published checkpoint: .pth of tensors alone, or .safetensors")],
+    origin: Annotated[
+        Literal[
+            "mmdet3d-bevfusion", "mmdet3d-centerpoint", "mmdet3d-bevdet", "bevformer", "torchvision", "transformers"
+        ],
+        typer.Option("--from", help="whose layout it has"),
+    ],
+    run: Annotated[str, typer.Option(help="name of the run whose model it becomes")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="weights file to write")],
+    params: ParamsFile = Path("params.yaml"),
+    part: Annotated[
+        Literal["backbone", "lidar", "camera", "all"] | None,
+        typer.Option(help="what must be complete; default: all, of an image backbone's file the backbone"),
+    ] = None,
+    boxes: Annotated[
+        Literal["current", "legacy"] | None,
+        typer.Option(help="its boxes: legacy before mmdetection3d 1.0; default: legacy for bevformer, else current"),
+    ] = None,
+) -> None:
+    """Turn a published checkpoint into weights of a run, with a report of what fitted (docs/WEIGHTS.md)."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="spconv")
+
+    from vexkd import params as module
+    from vexkd.engine.published import convert
+
+    print(convert.write(module.load(params).run(run), file, out, origin=origin, part=part, boxes=boxes))
+
+
+@app.command("fetch-weights")
+def fetch_weights(
+    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="runs to fetch for")] = None,
+    all_runs: Annotated[bool, typer.Option("--all", help="every run of the settings")] = False,
+    params: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Fetch the published weights that image backbones start from; training itself never asks the network."""
+    from vexkd import params as module
+    from vexkd.engine.published import fetch
+
+    settings = module.load(params)
+    names = list(settings.runs) if all_runs else [settings.run(name).name for name in runs or []]
+    if not names:
+        raise InputError("no run was named to fetch weights for; name some or pass --all.")
+    done = dict.fromkeys(fetch.fetch(settings.run(name)) for name in names)
+    print("\n".join(line for line in done if line) or "random starts alone: there is nothing to fetch")
+
+
 @app.command()
 def check(
     runs: Annotated[list[str] | None, typer.Argument(help="runs to check")] = None,
@@ -388,6 +438,54 @@ def camera(
     from vexkd.report import camera as module
 
     module.camera(student, run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
+
+
+@figure.command()
+def errors(
+    run: Annotated[str, typer.Argument(help="name of the distilled run")],
+    student: Annotated[str, typer.Option(help="name of the run to compare it with, its student alone")],
+    root: Root,
+    infos: InfosDir,
+    models: Models = Path("models"),
+    results: Results = Path("results"),
+    seed: Annotated[int, typer.Option()] = 0,
+    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+) -> None:
+    """Detections of two runs on one keyframe from above, errors marked."""
+    from vexkd.report import errors as module
+
+    module.errors(student, run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
+
+
+@figure.command("energy")
+def figure_energy(
+    run: Annotated[str, typer.Argument(help="name of the distilled run")],
+    root: Root,
+    infos: InfosDir,
+    models: Models = Path("models"),
+    results: Results = Path("results"),
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Energy of the BEV maps of a student alone, distilled, and of its teacher; from what `vexkd inspect` wrote."""
+    from vexkd.report import inspection_figures as module
+
+    module.energy(run, results=results, models=models, root=root, infos=infos, seed=seed)
+
+
+@figure.command("masks")
+def figure_masks(
+    run: Annotated[str, typer.Argument(help="name of the distilled run")],
+    root: Root,
+    infos: InfosDir,
+    maps: Annotated[Path | None, typer.Option(help="folder that `vexkd maps` wrote, for map segmentation")] = None,
+    models: Models = Path("models"),
+    results: Results = Path("results"),
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Where a run distils, at each level of the BEV maps; from what `vexkd inspect` wrote."""
+    from vexkd.report import inspection_figures as module
+
+    module.masks(run, results=results, models=models, root=root, infos=infos, seed=seed, maps=maps)
 
 
 @figure.command("maps")

@@ -116,6 +116,14 @@ class Lidar(Strict):
     out_channels: int = Field(description="width after the last convolution over z")
 
 
+class BackboneWeights(Strict):
+    """Published weights that an image backbone starts from; see `vexkd.engine.published.fetch` and docs/WEIGHTS.md."""
+
+    source: Literal["transformers", "torchvision", "mmdet"] = Field(description="whose names the file's tensors have")
+    name: str = Field(description="model on the Hugging Face hub, file of torchvision's, or an https address")
+    file: str = Field(description="what training reads: .safetensors, as `vexkd fetch-weights` writes it, or .pth")
+
+
 class Backbone(Strict):
     kind: Literal["swin", "resnet"]
     widths: list[int] = Field(description="channels per stage")
@@ -133,6 +141,7 @@ class Backbone(Strict):
     frozen_stages: int | None = Field(default=None, description="the stem and this many stages learn nothing")
     frozen_norm: bool | None = Field(default=None, description="BatchNorm keeps its statistics and weights")
     recompute: bool | None = Field(default=None, description="less memory: compute again on the way back")
+    weights: BackboneWeights | None = Field(default=None, description="what it starts from; null: random weights")
 
 
 class Neck(Strict):

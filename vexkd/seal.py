@@ -48,6 +48,8 @@ def inputs(run: Run, seed: int, models: Path | str = "models", artifacts: Path |
     for name, other in (("start", run.start), ("teacher", run.teacher)):
         if other is not None:
             found[name] = weights_path(models, other, seed)
+    if run.camera is not None and run.camera.backbone.weights is not None:
+        found["backbone"] = Path(models).parent / run.camera.backbone.weights.file
     return found
 
 
@@ -216,6 +218,8 @@ def _check_weights(run: Run, seed: int, models: Path, path: str, known: dict[Pat
         problems.append(
             f"{run.name}: {file} was made with other settings than {path} asks for: {_few(differing)}; train it again"
         )
+    if (_recorded(metadata, "provenance") or {}).get("imported"):
+        return problems  # published weights: they were made from none of these
     recorded = _recorded(metadata, "inputs") or {}
     for name, source in inputs(run, seed, models, models.parent / "artifacts").items():
         if name not in recorded:

@@ -42,7 +42,7 @@ PAIRED = "centerpoint-det-vexkd"  # the run on two GPUs
 EPOCHS = 12
 TOWN = {"scenes": 4, "samples": 3, "image_size": [160, 90], "beams": 16, "azimuths": 240, "sweeps_per_sample": 2}
 # What says how, where and when something was made, not what: it differs between any two runs.
-RECORDS = {"provenance.json", "benchmark.tsv"}
+RECORDS = {"provenance.json", "benchmark.tsv", "latency.json", "report.html"}  # the last shows costs
 COSTS = re.compile(r"hours|seconds|memory|GB", re.IGNORECASE)  # such columns of tables
 CALL = ["snakemake", "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"]
 SLOW = 900.0  # seconds after the last disturbance within which all must be made
@@ -331,6 +331,8 @@ def content(file: Path) -> object:
     if file.suffix == ".safetensors":
         length = int.from_bytes(file.read_bytes()[:8], "little")
         header = {name: value for name, value in seal.header(file).items() if name != "provenance"}
+        inputs = json.loads(header["inputs"])  # hashes of whole files; those of other weights cover their provenance
+        header["inputs"] = json.dumps({name: "" if name in ("start", "teacher") else inputs[name] for name in inputs})
         tensors = {k: v for k, v in json.loads(file.read_bytes()[8 : 8 + length]).items() if k != "__metadata__"}
         return header, tensors, file.read_bytes()[8 + length :]
     if file.parent.name == "tables":

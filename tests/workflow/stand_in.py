@@ -89,6 +89,11 @@ def maps(names: list[str], options: dict) -> None:
         write(Path(options["out"]) / name, options["reach"], options["cell"], digest("artifacts/infos/samples.parquet"))
 
 
+def fetch_weights(names: list[str], options: dict) -> None:
+    weights = params.load(options["params"]).run(names[0]).camera.backbone.weights
+    write(weights.file, weights.name)
+
+
 def train(names: list[str], options: dict) -> None:
     if os.environ.get("RANK", "0") != "0":  # the first of several processes writes
         return
@@ -101,6 +106,8 @@ def train(names: list[str], options: dict) -> None:
         subprocess.run(meanwhile, shell=True, check=True)
     out, settings = Path(options["out"]), yaml.safe_load(Path(options["config"]).read_text())
     run = SimpleNamespace(**{key: settings.get(key) for key in ("name", "paste", "map", "start", "teacher")})
+    weights = ((settings.get("camera") or {}).get("backbone") or {}).get("weights")
+    run.camera = SimpleNamespace(backbone=SimpleNamespace(weights=weights and SimpleNamespace(**weights)))
     sources = seal.inputs(run, int(options["seed"]))
     for name in ("paste", "maps", "start", "teacher"):
         if (name in sources) != (name in options):
@@ -205,8 +212,23 @@ def check(names: list[str], options: dict) -> None:
 
 LARGE = 1_200_000  # above the size up to which Snakemake takes checksums unless told otherwise
 VERBS = {
-    f.__name__: f
-    for f in (synthesize, doctor, infos, paste, maps, train, predict, evaluate, table, figure, page, latency, check)
+    f.__name__.replace("_", "-"): f
+    for f in (
+        synthesize,
+        doctor,
+        infos,
+        paste,
+        maps,
+        fetch_weights,
+        train,
+        predict,
+        evaluate,
+        table,
+        figure,
+        page,
+        latency,
+        check,
+    )
 }
 
 if __name__ == "__main__":

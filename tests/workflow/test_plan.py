@@ -8,7 +8,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from vexkd import params
+from vexkd import params, seal
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,16 @@ def expected(settings: params.Params) -> Counter[str]:
     """The whole matrix, counted from the settings alone."""
     runs, seeds = len(settings.runs), len(settings.seeds)
     segmenters = sum(run.task == "segmentation" for run in settings.runs.values())
-    once = {"doctor": 1, "infos": 1, "paste": 1, "synthesize": 1 if settings.synthetic else 0, "maps": int(segmenters > 0)}
+    once = {
+        "doctor": 1,
+        "infos": 1,
+        "paste": 1,
+        "synthesize": 1 if settings.synthetic else 0,
+        "maps": int(segmenters > 0),
+    }
+    once["backbone"] = len(
+        {str(files["backbone"]) for run in settings.runs.values() if "backbone" in (files := seal.inputs(run, 0))}
+    )
     each = {"train": runs * seeds, "predict": runs * seeds, "evaluate": runs, "table": len(settings.tables)}
     figures = {"birdseye": runs - segmenters, "map_figure": segmenters, "distillation": 1, "curves": 1}
     shown = {name: len(rows) for name, rows in settings.figures.items() if rows}

@@ -357,4 +357,5 @@ def _made_up_images(params: Params, run: Run, rng: np.random.Generator) -> tuple
         matrix[:3, 3] = [0.0, -0.3, -0.7]
         matrices.append(matrix)
     arrays = (images, [intrinsics] * count, matrices, [augment] * count)
-    return tuple(torch.from_numpy(np.array(a, dtype=np.float32)) for a in arrays)
+    frames = 1 + (run.camera.history.keyframes if run.camera.history else 0)
+    return tuple(torch.from_numpy(np.concatenate([np.array(a, dtype=np.float32)] * frames)) for a in arrays)

@@ -84,7 +84,9 @@ def _token(split: Infos, sample: str | None) -> str:
     if sample is None and tokens:
         return tokens[max(range(len(tokens)), key=lambda row: int(split[row].valid.sum()))]
     if sample not in tokens:
-        raise InputError(f"sample {sample} is none of the {len(tokens)} of the validation split; name one of its tokens.")
+        raise InputError(
+            f"sample {sample} is none of the {len(tokens)} of the validation split; name one of its tokens."
+        )
     return sample
 
 

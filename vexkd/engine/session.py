@@ -21,6 +21,7 @@ from vexkd.engine import checkpoint, processes, tasks
 from vexkd.engine import predict as prediction
 from vexkd.engine.lock import Lock
 from vexkd.engine.processes import LOST, STOPPED, StopRequest
+from vexkd.engine.published import fetch
 from vexkd.engine.seeding import seed_everything
 from vexkd.engine.train import NonFiniteError, Pace, Stopped, Trainer, peak_memory, write_curve
 from vexkd.errors import InputError
@@ -56,7 +57,8 @@ def train(
     accelerator = processes.start_accelerator(run.train.precision, device)
     sources = Sources(root, infos, paste, maps, start, teacher)
     with _as_one_job():
-        inputs = input_hashes(infos=infos, paste=paste, maps=maps, start=start, teacher=teacher)
+        backbone = fetch.local(run)
+        inputs = input_hashes(infos=infos, paste=paste, maps=maps, start=start, teacher=teacher, backbone=backbone)
         finished = accelerator.is_main_process and checkpoint.is_finished(out, run=run, inputs=inputs, seed=seed)
         if any(processes.anywhere(accelerator, finished)):
             _say_finished(run, seed, out, accelerator)

@@ -14,6 +14,7 @@ from vexkd.data.maps import Maps
 from vexkd.data.paste import PasteDatabase
 from vexkd.distill import distiller
 from vexkd.engine import checkpoint
+from vexkd.engine.published import fetch
 from vexkd.engine.train import Supervised
 from vexkd.errors import InputError
 from vexkd.models import bev_model
@@ -26,6 +27,7 @@ def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[n
     Raises InputError where the weights named by the run are not given, or are those of another run.
     """
     model = bev_model.build(run)
+    fetch.start(model, run)
     if run.start is not None:
         _check_origin(run.start, start, f"{run.name}: start")
         same_task = checkpoint.read_header(start)["settings"]["task"] == run.task

@@ -205,7 +205,7 @@ def build_camera(run: Run) -> CameraBranch:
     """The camera branch."""
     camera = run.camera
     outputs = camera.backbone.outputs
-    backbone = build_backbone(**camera.backbone.model_dump(exclude_none=True))
+    backbone = build_backbone(**camera.backbone.model_dump(exclude_none=True, exclude={"weights"}))
     widths = [camera.backbone.widths[index] for index in outputs]
     neck = build_neck(widths=widths, **camera.neck.model_dump())
     encoder = ImageEncoder(backbone=backbone, neck=neck, pixels=camera.pixels)

@@ -61,7 +61,7 @@ def camera(
     judged = {}
     for run, boxes in found.items():
         predicted = birdseye.detections(boxes.get(keyframe.token, []), keyframe, threshold)
-        judged[run] = _judged(truth, predicted)
+        judged[run] = by_outcome(truth, predicted)
     stem = Path(results) / "figures" / f"camera-{distilled}"
     table = pd.concat([_table(shown).assign(run=run) for run, shown in judged.items()], ignore_index=True)
     provenance.write_text(stem.with_suffix(".csv"), table.to_csv(index=False))
@@ -107,7 +107,7 @@ def lines(box: np.ndarray, camera_from_lidar: np.ndarray, image_from_camera: np.
     return np.array(found).reshape(-1, 2, 2)
 
 
-def _judged(truth: Boxes, predicted: Boxes) -> dict[str, Boxes]:
+def by_outcome(truth: Boxes, predicted: Boxes) -> dict[str, Boxes]:
     """Boxes by outcome."""
     hit, missed = outcomes(truth, predicted)
     return {

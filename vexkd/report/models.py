@@ -42,10 +42,6 @@ PUBLISHED = (
         "the sparse encoder costs what the scene's voxels ask for, here a made-up one; how the source counts is not told",
     ),
     Published(
-        ("centerpoint-det",), "", "macs", 153.5e9, "BEVFusion (MIT), Table 1, row CenterPoint",
-        "as above; the source's row may be another voxel size",
-    ),
-    Published(
         ("fusion-det", "fusion-conv-det"), "camera.encoder.backbone", "parameters", _SWIN, f"{_TORCHVISION}, swin_t",
         "without the classifier (769,000), with a norm for each of the three maps handed on (2,688): equal",
     ),

@@ -1,11 +1,14 @@
 # Settings and the named functions of the rules. The main process freezes params.yaml; jobs read what it froze, so that an
 # edit while the matrix runs reaches none of them (see vexkd/seal.py).
 import os
+import re
 import shlex
+from typing import get_args
 
 from scripts import machine, slurm_queue
 from vexkd import seal
 from vexkd.errors import InputError
+from vexkd.params import FigureName
 
 machine.find_own_commands()
 
@@ -17,6 +20,11 @@ INFOS = [
 ]
 MAPS = ["artifacts/maps/rasters.npy", "artifacts/maps/index.parquet"]
 WEIGHTS = "models/{run}/seed{seed}/weights.safetensors"
+BACKBONES = {
+    str(seal.inputs(run, 0)["backbone"]): run.name
+    for run in reversed(SETTINGS.runs.values())
+    if "backbone" in seal.inputs(run, 0)
+}  # files that image backbones start from, each with the first run that does
 CORES = workflow.resource_settings.cores or 1  # none on a cluster: the profile says
 SCRIPTS = os.path.relpath(
     workflow.basedir
@@ -77,6 +85,15 @@ def map_settings(wildcards):
 
 def maps_of(wildcards):
     return MAPS if SETTINGS.run(wildcards.run).map is not None else []
+
+
+def backbone_of(wildcards):
+    """The published weights that a run's image backbone starts from."""
+    return seal.inputs(SETTINGS.run(wildcards.run), 0).get("backbone", [])
+
+
+def first_with_backbone(wildcards):
+    return BACKBONES[wildcards.backbone]
 
 
 def labels_of(wildcards):
@@ -276,14 +293,14 @@ def named_figures(name):
     """The files of a figure of some rows: one chart of all of them, or pictures of each."""
     rows = SETTINGS.figures[name]
     return (
-        [f"camera-{row}" for row in rows]
-        if name == "camera"
+        [f"{name}-{row}" for row in rows]
+        if name in PICTURES
         else [name] if rows else []
     )
 
 
 def student_of(wildcards):
-    """The student of a distilled run; a row of the figure `camera` is one."""
+    """The student of a distilled run; a row of a figure in PICTURES is one."""
     return SETTINGS.run(wildcards.run).student
 
 
@@ -292,6 +309,13 @@ def predictions_beside_student(wildcards):
     names = [wildcards.run, student_of(wildcards)]
     runs = [SETTINGS.run(name) for name in names if name]
     return [seal.predictions_path("models", run, SETTINGS.seeds[0]) for run in runs]
+
+
+def inspected_weights(wildcards):
+    """A distilled run, its student alone and its teacher, with the first seed."""
+    run = SETTINGS.run(wildcards.run)
+    names = [name for name in (run.name, run.student, run.teacher) if name]
+    return expand(WEIGHTS, run=names, seed=SETTINGS.seeds[0])
 
 
 def chart_needs(wildcards):

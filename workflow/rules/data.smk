@@ -99,9 +99,28 @@ rule maps:
         " --workers {threads} > {log} 2>&1"
 
 
+# On the machine where snakemake runs, which has a network; or the user puts the file there.
+if BACKBONES:
+
+    rule backbone:
+        output:
+            "{backbone}",
+        log:
+            "logs/fetch-weights/{backbone}.log",
+        wildcard_constraints:
+            backbone="|".join(re.escape(file) for file in BACKBONES),
+        localrule: True
+        params:
+            settings=seal.FROZEN,
+            run=first_with_backbone,
+        shell:
+            "vexkd fetch-weights {params.run} --params {params.settings} > {log} 2>&1"
+
+
 rule prepare:
     input:
         "artifacts/manifest.parquet",
         INFOS,
         paste_database(),
         map_rasters(),
+        list(BACKBONES),

@@ -125,7 +125,7 @@ rule chart:
     log:
         "logs/figure/{chart}.log",
     wildcard_constraints:
-        chart="blocks|missing-sensor|latency",
+        chart="|".join(sorted(set(get_args(FigureName)) - {"camera"})),
     params:
         settings=seal.FROZEN,
     shell:

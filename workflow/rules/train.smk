@@ -9,6 +9,7 @@ rule train:
         infos=INFOS,
         paste=paste_of,
         maps=maps_of,
+        backbone=backbone_of,
         start=start_of,
         teacher=teacher_of,
         config="results/runs/{run}/config.yaml",
