@@ -28,7 +28,9 @@ Ten = Annotated[list[float], Len(10, 10)]
 Size = Annotated[list[int], Len(2, 2)]
 ClassName = Literal[CLASSES]  # any one of them
 Kind = Literal["pretrained", "teachers", "students", "distilled"]
-FigureName = Literal["blocks", "missing-sensor", "latency", "camera"]  # those that are drawn only of rows that `figures` names
+# Those that are drawn only of rows that `figures` names, and among them those that show each row, a distilled run, by itself.
+FigureName = Literal["blocks", "missing-sensor", "latency", "camera", "errors", "energy", "masks"]
+PICTURES = ("camera", "errors", "energy", "masks")
 KINDS: tuple[Kind, ...] = ("pretrained", "teachers", "students", "distilled")
 HEADS = ("centerpoint", "transfusion", "detr", "map")
 DENSE_HEADS = ("centerpoint", "transfusion")  # with a heatmap of the objects' centres over the BEV grid
@@ -635,6 +637,7 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
         for name in names:
             if name not in params.runs:
                 raise InputError(f"{path}: {where}: there is no run named '{name}'{_nearest(name, params.runs)}.")
+    _refuse_pictures(params)
     return params
 
 
@@ -746,6 +749,19 @@ def _refuse_teachers(params: Params) -> None:
         trouble = run.distill.trouble(task=run.task, student=run.head, teacher=teacher.head, fusion=teacher.fusion)
         if trouble is not None:
             raise InputError(f"{params.path}: distilled.{name}: distill.{trouble}.")
+
+
+def _refuse_pictures(params: Params) -> None:
+    """A picture compares a student with itself alone: detections, the inside of both, or the masks it learned by."""
+    for figure in PICTURES:
+        for name in params.figures.get(figure, []):
+            run, where = params.run(name), f"{params.path}: figures.{figure}: {name}"
+            if run.distill is None or run.kind != "distilled":
+                raise InputError(f"{where} is not distilled; list distilled runs.")
+            if figure in ("camera", "errors") and run.task != "detection":
+                raise InputError(f"{where} detects nothing; list distilled detectors.")
+            if figure == "masks" and (run.distill.method is not None or run.distill.mask in ("none", "ones")):
+                raise InputError(f"{where} distils everywhere or by a method's own masks; list runs with another mask.")
 
 
 def _refuse_other_rasters(params: Params) -> None:

@@ -51,6 +51,20 @@ FIGURES = {
         "Detections in the six camera images of one sample, of the student alone above and distilled below: hits, false "
         "alarms and missed boxes in lines of their own.",
     ),
+    "errors": (
+        "Errors from above",
+        "The same sample from above, of the student alone and of the distilled one: hits in solid, false alarms in dashed "
+        "and missed boxes in dotted lines.",
+    ),
+    "energy": (
+        "Energy of the BEV maps",
+        "The sum of absolute features over channels before and after the BEV encoder, of the student alone, of the "
+        "distilled one and of the teacher, from above with the annotated boxes.",
+    ),
+    "masks": (
+        "Masks",
+        "Where the run distils, before and after the BEV encoder, from above with the annotated boxes.",
+    ),
 }
 SUFFIXES = {".svg": "image/svg+xml", ".png": "image/png"}
 

@@ -8,7 +8,7 @@ from typing import get_args
 from scripts import machine, slurm_queue
 from vexkd import seal
 from vexkd.errors import InputError
-from vexkd.params import FigureName
+from vexkd.params import PICTURES, FigureName
 
 machine.find_own_commands()
 
@@ -20,6 +20,7 @@ INFOS = [
 ]
 MAPS = ["artifacts/maps/rasters.npy", "artifacts/maps/index.parquet"]
 WEIGHTS = "models/{run}/seed{seed}/weights.safetensors"
+INSPECTION = f"models/{{run}}/seed{SETTINGS.seeds[0]}/inspection.safetensors"
 BACKBONES = {
     str(seal.inputs(run, 0)["backbone"]): run.name
     for run in reversed(SETTINGS.runs.values())
@@ -316,6 +317,11 @@ def inspected_weights(wildcards):
     run = SETTINGS.run(wildcards.run)
     names = [name for name in (run.name, run.student, run.teacher) if name]
     return expand(WEIGHTS, run=names, seed=SETTINGS.seeds[0])
+
+
+def mask_options(wildcards, input):
+    """The option of `vexkd figure masks` that only a map segmentation has."""
+    return given({"--maps": "artifacts/maps" if input.get("maps") else ""})
 
 
 def chart_needs(wildcards):

@@ -49,6 +49,25 @@ rule evaluate_without:
         " --root {params.root} {params.seeds} > {log} 2>&1"
 
 
+# What a distilled student and its models make of one keyframe. The masks it reads, masks.safetensors, lie beside the weights
+# undeclared: a training writes them only where it learns some, and every training has the same declared outputs.
+rule inspect:
+    input:
+        raw_data,
+        infos=INFOS,
+        weights=inspected_weights,
+    output:
+        INSPECTION,
+    log:
+        "logs/inspect/{run}.log",
+    params:
+        root=SETTINGS.root,
+        seed=SETTINGS.seeds[0],
+    shell:
+        "vexkd inspect {wildcards.run} --models models --seed {params.seed} --root {params.root}"
+        " --infos artifacts/infos --threads {threads} > {log} 2>&1"
+
+
 # Alone on the machine where it can be: other jobs would be in the time measured.
 rule latency:
     input:

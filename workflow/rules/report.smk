@@ -125,7 +125,7 @@ rule chart:
     log:
         "logs/figure/{chart}.log",
     wildcard_constraints:
-        chart="|".join(sorted(set(get_args(FigureName)) - {"camera"})),
+        chart="|".join(sorted(set(get_args(FigureName)) - set(PICTURES))),
     params:
         settings=seal.FROZEN,
     shell:
@@ -154,6 +154,78 @@ rule camera:
     shell:
         "vexkd figure camera {wildcards.run} --student {params.student} --results results --models models"
         " --root {params.root} --infos artifacts/infos --seed {params.seed} > {log} 2>&1"
+
+
+rule errors:
+    input:
+        raw_data,
+        infos=INFOS,
+        predictions=predictions_beside_student,
+    output:
+        png=report(
+            "results/figures/errors-{run}.png",
+            category="Figures",
+            caption="../report/errors.rst",
+        ),
+        svg="results/figures/errors-{run}.svg",
+        csv="results/figures/errors-{run}.csv",
+    log:
+        "logs/figure/errors-{run}.log",
+    params:
+        root=SETTINGS.root,
+        seed=SETTINGS.seeds[0],
+        student=student_of,
+    shell:
+        "vexkd figure errors {wildcards.run} --student {params.student} --results results --models models"
+        " --root {params.root} --infos artifacts/infos --seed {params.seed} > {log} 2>&1"
+
+
+rule energy:
+    input:
+        raw_data,
+        infos=INFOS,
+        inspection=INSPECTION,
+    output:
+        png=report(
+            "results/figures/energy-{run}.png",
+            category="Figures",
+            caption="../report/energy.rst",
+        ),
+        svg="results/figures/energy-{run}.svg",
+        csv="results/figures/energy-{run}.csv",
+    log:
+        "logs/figure/energy-{run}.log",
+    params:
+        root=SETTINGS.root,
+        seed=SETTINGS.seeds[0],
+    shell:
+        "vexkd figure energy {wildcards.run} --results results --models models --root {params.root}"
+        " --infos artifacts/infos --seed {params.seed} > {log} 2>&1"
+
+
+rule masks:
+    input:
+        raw_data,
+        infos=INFOS,
+        maps=maps_of,
+        inspection=INSPECTION,
+    output:
+        png=report(
+            "results/figures/masks-{run}.png",
+            category="Figures",
+            caption="../report/masks.rst",
+        ),
+        svg="results/figures/masks-{run}.svg",
+        csv="results/figures/masks-{run}.csv",
+    log:
+        "logs/figure/masks-{run}.log",
+    params:
+        root=SETTINGS.root,
+        seed=SETTINGS.seeds[0],
+        more=mask_options,
+    shell:
+        "vexkd figure masks {wildcards.run} --results results --models models --root {params.root}"
+        " --infos artifacts/infos {params.more} --seed {params.seed} > {log} 2>&1"
 
 
 rule report_page:
