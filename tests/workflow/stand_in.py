@@ -200,6 +200,11 @@ def page(names: list[str], options: dict) -> None:
     write("results/report.html", *sorted(Path("results").glob("tables/*.md")))
 
 
+def inspect(names: list[str], options: dict) -> None:
+    folder = Path(options["models"]) / names[0] / f"seed{options['seed']}"
+    write(folder / "inspection.safetensors", digest(folder / "weights.safetensors"))
+
+
 def latency(names: list[str], options: dict) -> None:
     write(f"results/runs/{names[0]}/latency.json", "{}")
 

@@ -9,7 +9,7 @@ from .conftest import ROOT
 def charted(sealed):
     """The finished checkout with rows for all three charts."""
     rows = {"blocks": ["centerpoint-det-vexkd"], "missing-sensor": ["fusion-det"], "latency": ["centerpoint-det"]}
-    rows["camera"] = ["centerpoint-det-vexkd"]
+    rows |= {name: ["centerpoint-det-vexkd"] for name in ("camera", "errors", "energy", "masks")}
     sealed.set("figures", rows)
     return sealed
 
@@ -24,6 +24,9 @@ def test_the_page_is_made_last_and_again_when_a_table_changes(sealed):
 def test_a_chart_is_a_target_and_makes_what_it_shows(charted):
     assert charted.plan("figure_blocks") == {"chart": 1}
     assert charted.plan("figure_camera") == {"camera": 1}
+    assert charted.plan("figure_errors") == {"errors": 1}
+    assert charted.plan("figure_energy") == {"inspect": 1, "energy": 1}
+    assert charted.plan("figure_masks") == {"inspect": 1, "masks": 1}
     assert charted.plan("figure_latency") == {"latency": 1, "chart": 1}
     assert charted.plan("figure_missing_sensor") == {"predict_without": 2, "evaluate_without": 2, "chart": 1}
     charted.snakemake("figure_missing_sensor")

@@ -35,7 +35,8 @@ def expected(settings: params.Params) -> Counter[str]:
     each = {"train": runs * seeds, "predict": runs * seeds, "evaluate": runs, "table": len(settings.tables)}
     figures = {"birdseye": runs - segmenters, "map_figure": segmenters, "distillation": 1, "curves": 1}
     shown = {name: len(rows) for name, rows in settings.figures.items() if rows}
-    figures["camera"] = shown.pop("camera", 0)
+    figures |= {name: shown.pop(name, 0) for name in params.PICTURES}
+    figures["inspect"] = len({row for name in ("energy", "masks") for row in settings.figures.get(name, [])})
     missing = 2 * shown.get("missing-sensor", 0)  # each of two sensors
     figures |= {"chart": len(shown), "predict_without": missing * seeds, "evaluate_without": missing}
     figures |= {"latency": shown.get("latency", 0), "report_page": 1}
