@@ -231,6 +231,7 @@ VERBS = {
         table,
         figure,
         page,
+        inspect,
         latency,
         check,
     )

@@ -43,5 +43,6 @@ def test_snakemakes_own_report_has_every_output_with_its_caption(charted):
         if file.stem != "maps":  # no run of these segments maps
             words = file.read_text().split("``")[0].split("}}")[-1].strip(" :\n").split(". ")[0]
             assert words in text, file
-    pictures = ["curves", "distillation", "blocks", "missing-sensor", "latency", "camera-centerpoint-det-vexkd"]
+    pictures = ["curves", "distillation", "blocks", "missing-sensor", "latency"]
+    pictures += [f"{name}-centerpoint-det-vexkd" for name in ("camera", "errors", "energy", "masks")]
     assert all(f"results/figures/{name}.png" in text for name in pictures)
