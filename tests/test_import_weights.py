@@ -700,7 +700,7 @@ def test_a_lidar_checkpoint_becomes_a_run_that_others_start_from(lidar_only, tmp
     teacher = bev_model.build(tiny("fusion-conv-det"))
     assert checkpoint.start_from(teacher, out) == ["camera", "fusion"]
     assert json.loads((out.parent / "provenance.json").read_text())["imported"]["new"] == []
-    assert (out.parent / "curve.csv").read_text().splitlines()[0] == "step,epoch"
+    assert (out.parent / "curve.csv").read_text().splitlines() == ["step,epoch,loss", "0,0,nan"]
 
 
 def test_imported_weights_pass_the_check_while_settings_agree(lidar_only, tmp_path):

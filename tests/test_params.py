@@ -258,3 +258,20 @@ def test_every_row_and_table_of_the_paper_stands_at_laptop_scale_too():
         if run.distill is not None:
             names = ("method", "mask", "loss", "levels", "coupling", "power")
             assert [getattr(own.distill, n) for n in names] == [getattr(run.distill, n) for n in names]
+
+
+@pytest.mark.parametrize("file", ["params.yaml", "demo/full/params.yaml"])
+def test_models_start_from_weights_of_their_shape(file):
+    """What a teacher takes over from pretraining has the shapes it needs, without building either on a device."""
+    import torch
+
+    from vexkd.models import bev_model
+
+    loaded = params.load(ROOT / file)
+    started = [run for run in loaded.runs.values() if run.start]
+    assert started
+    with torch.device("meta"):
+        for run in started:
+            before, after = bev_model.build(loaded.run(run.start)).state_dict(), bev_model.build(run).state_dict()
+            taken = {k: v.shape for k, v in before.items() if not k.startswith("head.") or run.task == "detection"}
+            assert {k: after[k].shape for k in taken} == taken, run.name

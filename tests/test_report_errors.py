@@ -19,7 +19,7 @@ from vexkd.report.errors import errors
 
 
 def test_counts_by_class_and_marks(town, tmp_path):
-    """The student alone sees every second box, of which the first is 2.5 m off; the distilled one sees all."""
+    """The student alone sees every second box, the first of them far too high; the distilled one sees all."""
     keyframe = infos.load(town / "infos")[0]
     shown = keyframe.valid & boxes.in_range(keyframe.boxes, (-54, -54, 0, 54, 54, 0))
     rows, labels = boxes.move(keyframe.boxes[shown], keyframe.global_from_lidar), keyframe.labels[shown]

@@ -68,6 +68,7 @@ rule paste:
         "logs/paste.log",
     benchmark:
         "logs/benchmarks/paste.tsv"
+    priority: 20  # before the trainings: they take all cores, and many wait for them
     threads: CORES
     params:
         root=SETTINGS.root,
@@ -89,6 +90,7 @@ rule maps:
         "logs/maps.log",
     benchmark:
         "logs/benchmarks/maps.tsv"
+    priority: 20  # before the trainings: they take all cores, and many wait for them
     threads: CORES
     params:
         root=SETTINGS.root,

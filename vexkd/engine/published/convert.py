@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,8 @@ def write(
         raise InputError(f"{file}: {trouble}, so {out} was not written.")
     model.load_state_dict({**own, **result.tensors})
     new = sorted({".".join(key.split(".")[:2]) for key in _unfilled(result) if not key.endswith("num_batches_tracked")})
-    _save(out, model, run, _record(run, file, origin=origin, part=part, boxes=boxes, new=new))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    _save(out, model, run, _record(run, file, parameters, origin=origin, part=part, boxes=boxes, new=new))
     return "\n".join([*lines, f"{file} -> {out}"])
 
 
@@ -131,7 +133,7 @@ def _unfilled(result: Result) -> list[str]:
     return [line.split(" ")[0] for line in (*result.missing, *result.optional, *result.shapes)]
 
 
-def _roots(names) -> list[str]:
+def _roots(names: Iterable[str]) -> list[str]:
     """The modules that names belong to, two levels deep, each with how many tensors it has."""
     counts: dict[str, int] = {}
     for name in sorted(names):
@@ -140,15 +142,25 @@ def _roots(names) -> list[str]:
     return [f"{root} ({count})" for root, count in counts.items()]
 
 
-def _record(run: Run, file: Path, **how: Any) -> dict[str, Any]:
-    """The provenance of imported weights; `imported` is what tells them from trained ones."""
+def _record(run: Run, file: Path, parameters: int, **how: Any) -> dict[str, Any]:
+    """The provenance of imported weights, as of a training that cost nothing; `imported` tells them from trained ones."""
     imported = {"file": file.name, "sha256": provenance.file_digest(file), **how}
-    return provenance.record(run=run.name, settings_digest=provenance.digest(run.training()), imported=imported)
+    return provenance.record(
+        run=run.name,
+        settings_digest=provenance.digest(run.training()),
+        imported=imported,
+        parameters=parameters,
+        training_seconds=0.0,
+        devices=0,
+        device="none: imported",
+        steps=0,
+        samples_seen=0,
+    )
 
 
 def _save(out: Path, model: torch.nn.Module, run: Run, record: dict[str, Any]) -> None:
     if out.name == "weights.safetensors":
-        write_curve(out.parent / "curve.csv", [{"step": 0, "epoch": 0}])
+        write_curve(out.parent / "curve.csv", [{"step": 0, "epoch": 0, "loss": math.nan}])
         provenance.write_json(out.parent / "provenance.json", record)
     inputs = {"checkpoint": record["imported"]["sha256"]}
     checkpoint.save_weights(out, model, run=run, inputs=inputs, record=record)
