@@ -188,6 +188,35 @@ def test_the_check_knows_the_file(tmp_path, monkeypatch):
     assert "was made from another backbone than weights/swin.safetensors" in seal.check(known, "models", [run.name])[0]
 
 
+def test_a_training_records_the_file_and_asks_for_it_first(town, tmp_path):
+    """From files to files; without the file it ends before anything is read."""
+    import yaml
+    from accelerate.state import AcceleratorState
+
+    from vexkd.engine.train import Pace
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    known = settings(SWIN, file=tmp_path / "model.safetensors")
+    run = known.run("fusion-conv-det")
+    run = run.model_copy(update={"train": run.train.model_copy(update={"epochs": 1, "batch": 2})})
+    folder, out = tmp_path / "runs/fusion-conv-det", tmp_path / "out"
+    for name, values in (("config", run.training()), ("inference", run.after_training())):
+        provenance.write_text(folder / f"{name}.yaml", yaml.safe_dump(values))
+    files = {"infos": town / "infos", "paste": None, "start": None, "teacher": None}
+    how = {"scratch": tmp_path / "scratch", "threads": 1, "pace": Pace(), "device": "cpu"}
+
+    def train():
+        session.train(folder / "config.yaml", root=town / "data", out=out, seed=0, **files, **how)
+
+    with pytest.raises(InputError, match="the file is not there"):
+        train()
+    saved_by_transformers("swin", tmp_path)
+    train()
+    header = checkpoint.read_header(out / "weights.safetensors")
+    digest = provenance.file_digest(tmp_path / "model.safetensors")
+    assert header["inputs"]["backbone"] == header["provenance"]["inputs"]["backbone"] == digest
+
+
 # ---- fetching; the network is a stand-in
 
 
@@ -256,6 +285,24 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     with pytest.raises(InputError, match=r"somebody/model: it cannot be fetched \(no route\)"):
+        fetch.fetch(a_run(SWIN, file=tmp_path / "x.safetensors"))
+
+
+def test_the_hub_with_its_own_switch_for_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"somebody/model: it cannot be fetched .*put the file at") as error:
+        fetch.fetch(a_run(SWIN, file=tmp_path / "x.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_tensors_on_the_hub(tmp_path, monkeypatch):
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def refuse(name, file, *, local_dir):
+        raise EntryNotFoundError("404")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(InputError, match=r"neither model.safetensors nor pytorch_model.bin"):
         fetch.fetch(a_run(SWIN, file=tmp_path / "x.safetensors"))
 
 

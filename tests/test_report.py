@@ -331,13 +331,6 @@ def test_birdseye_puts_predictions_on_their_ground_truth(scene):
     assert list(pd.read_csv(f"{stem}.csv").source) == ["ground truth", "a-run", "a-run"]
 
 
-def test_compare_draws_two_runs(scene):
-    figures.compare("a-run", "b-run", sample="1", **scene)
-    stem = scene["results"] / "figures" / "compare-b-run"
-    drawn(stem)
-    assert set(pd.read_csv(f"{stem}.csv").source) == {"ground truth", "a-run", "b-run"}
-
-
 def test_birdseye_refuses_what_is_not_there(scene):
     with pytest.raises(InputError, match="sample third is not among the 2 predicted"):
         figures.birdseye("a-run", sample="third", **scene)

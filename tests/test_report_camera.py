@@ -41,6 +41,29 @@ def test_lines_join_the_corners_that_the_devkit_projects(town):
     assert compared >= 3
 
 
+def test_lines_on_the_real_keyframe(keyframe, tmp_path):
+    """As above on nuScenes itself, in all six cameras."""
+    infos.build(keyframe, "v1.0-mini", tmp_path, progress=False)
+    ours = infos.load(tmp_path)[0]
+    nusc = NuScenes("v1.0-mini", str(keyframe), verbose=False)
+    boxes_of = dict(zip(ours.annotations, ours.boxes, strict=True))
+    compared = np.zeros(len(ours.camera_paths), dtype=int)
+    for number, path in enumerate(ours.camera_paths):
+        data = nusc.get("sample", ours.token)["data"][Path(path).parent.name]
+        _, theirs, intrinsic = nusc.get_sample_data(data)
+        for box in theirs:
+            corners = box.corners()
+            if box.token not in boxes_of or corners[2].min() < 1:
+                continue
+            expected = view_points(corners, intrinsic, normalize=True)[:2].T  # 8 2
+            found = camera.lines(boxes_of[box.token], ours.camera_from_lidar[number], ours.intrinsics[number])
+            distance = np.linalg.norm(found.reshape(-1, 1, 2) - expected, axis=-1)
+            assert distance.min(axis=1).max() < 1.0  # pixels
+            compared[number] += 1
+    assert compared.sum() > 20
+    assert (compared > 0).sum() >= 5
+
+
 def test_lines_are_cut_before_the_camera():
     """A box around the camera: what lies behind it is gone, and no line comes nearer than where it is cut."""
     forward = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # LiDAR x is the optical axis

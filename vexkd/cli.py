@@ -23,8 +23,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="VeXKD as a workflow. Data: synthesize, doctor, infos, paste, maps. Runs: configure, train, predict, evaluate, check. "
-    "Models: summary, latency, export. Results: table, figure, page, readme. Around it: preflight, forecast, status, tensorboard.",
+    help="VeXKD as a workflow. Data: synthesize, doctor, infos, paste, maps. "
+    "Runs: configure, train, predict, inspect, evaluate, check. "
+    "Models: summary, latency, export, import-weights, fetch-weights. Results: table, figure, page, readme. "
+    "Around it: preflight, forecast, status, tensorboard.",
 )
 
 Root = Annotated[Path, typer.Option(help="nuScenes' folder: samples/ sweeps/ maps/ and the tables' folder")]

@@ -502,6 +502,10 @@ class Run(Strict):
                 raise ValueError(f"{name}: the run needs this block of settings; add it")
         if (self.task == "segmentation") != (self.head == "map"):
             raise ValueError("head: map belongs to the task segmentation, and to no other; mend head or task")
+        if "lidar" not in self.sensors and getattr(self.camera.view, "depth_net", None) == "lidar":
+            raise ValueError(
+                "camera.view.depth_net: lidar reads LiDAR points, which the run lacks; use plain or bevdepth"
+            )
         x0, y0, _, x1, y1, _ = self.bev.range
         if self.map is not None and self.map.reach > min(-x0, -y0, x1, y1):
             raise ValueError(f"map.reach: labels to {self.map.reach:g} m lie beyond bev.range; lower it or widen that")

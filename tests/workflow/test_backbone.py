@@ -1,8 +1,12 @@
 """Published weights in the workflow: who fetches what image backbones start from, and what an imported run keeps from running."""
 
+import json
 import time
 
 import pytest
+import yaml
+
+from vexkd import seal
 
 FILE = "weights/r50.safetensors"
 BACKBONE = {"source": "torchvision", "name": "resnet50-0676ba61.pth", "file": FILE}
@@ -44,7 +48,14 @@ def test_imported_weights_stand_for_a_training(place):
     time.sleep(0.1)
     folder = (place.folder / START).parent
     folder.mkdir(parents=True)
-    for name in ("weights.safetensors", "curve.csv", "provenance.json"):
+    header = {
+        "format": seal.FORMAT,
+        "settings": json.dumps(yaml.safe_load((place.folder / "results/runs/lidar-pretrain/config.yaml").read_text())),
+        "provenance": json.dumps({"imported": {"file": "published.pth"}}),
+    }
+    content = json.dumps({"__metadata__": header}).encode()
+    (folder / "weights.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
+    for name in ("curve.csv", "provenance.json"):
         (folder / name).write_text("imported")
     planned = place.plan(TEACHER)
     assert planned["train"] == 1

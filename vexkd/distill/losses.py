@@ -14,8 +14,10 @@ from torch import Tensor
 
 from vexkd.distill.adapters import Adapter
 
-# Under the root, so that the norm's gradient is finite where both maps agree.
-EPSILON = 1e-12
+# Under the root of the distance, so that its gradient is finite where both maps agree; they are then 1e-12 apart.
+EPSILON = 1e-24
+# Under the root of a map's length, so that an all-zero map stays zero.
+SHORTEST = 1e-12
 # Added to a channel's variance: a channel that is the same everywhere has no correlation, and no infinite gradient.
 VARIANCE = 1e-6
 
@@ -43,7 +45,7 @@ def attention_transfer(student: Tensor, teacher: Tensor, mask: Tensor | None, *,
 
 def unit(vectors: Tensor) -> Tensor:
     """Rows of (B, N) over their length; an all-zero row stays zero."""
-    return vectors / (vectors.square().sum(dim=1, keepdim=True) + EPSILON).sqrt()
+    return vectors / (vectors.square().sum(dim=1, keepdim=True) + SHORTEST).sqrt()
 
 
 def l1(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:

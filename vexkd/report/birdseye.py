@@ -70,35 +70,6 @@ def birdseye(
         made.legend(handles=_legend(truth, [predicted], threshold), loc="outside right upper")
 
 
-def compare(
-    baseline: str,
-    distilled: str,
-    *,
-    results: Path,
-    models: Path,
-    root: Path,
-    infos: Path,
-    seed: int,
-    sample: int | str | None = None,
-    threshold: float = 0.2,
-) -> None:
-    """Two runs side by side on one keyframe: results/figures/compare-<distilled>.{png,svg,csv}; else as `birdseye`."""
-    found = {run: read_predictions(run, Path(models), seed) for run in (baseline, distilled)}
-    keyframe, caption = choose(Path(root), Path(infos), found[distilled], sample)
-    truth, points = annotated(keyframe), point_files.read_lidar(Path(root) / keyframe.lidar_path)
-    predicted = {run: detections(boxes.get(keyframe.token, []), keyframe, threshold) for run, boxes in found.items()}
-    stem = Path(results) / "figures" / f"compare-{distilled}"
-    provenance.write_text(stem.with_suffix(".csv"), _frame(truth, predicted).to_csv(index=False))
-    with drawing.figure(stem, (11.0, 5.25)) as made:
-        axes = made.subplots(1, 2, sharey=True)
-        for axis, (run, boxes) in zip(axes, predicted.items(), strict=True):
-            _scene(axis, points, truth, boxes)
-            axis.set_title(run, fontweight="bold")
-        axes[0].set_ylabel("y, forward (m)")
-        drawing.heading(made, f"{baseline} and {distilled}, seed {seed}", caption)
-        made.legend(handles=_legend(truth, list(predicted.values()), threshold), loc="outside right upper")
-
-
 def read_predictions(run: str, models: Path, seed: int) -> dict[str, list[dict[str, Any]]]:
     """Submission boxes by sample token."""
     path = models / run / f"seed{seed}" / "predictions.json"

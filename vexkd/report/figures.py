@@ -13,13 +13,13 @@ from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 from vexkd.params import Params
 from vexkd.report import drawing, runs
-from vexkd.report.birdseye import birdseye, compare
+from vexkd.report.birdseye import birdseye
 from vexkd.report.map_figure import maps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["birdseye", "compare", "curves", "distillation", "maps"]
+__all__ = ["birdseye", "curves", "distillation", "maps"]
 
 POINTS = 250  # of a training curve; longer ones are averaged in as many bins of steps
 

@@ -42,10 +42,6 @@ FIGURES = {
         "From above",
         "LiDAR points of one validation sample from above with annotated boxes filled and predicted boxes outlined.",
     ),
-    "compare": (
-        "Two runs from above",
-        "The same sample from above, predicted by the student alone and by the distilled one.",
-    ),
     "camera": (
         "In the six images",
         "Detections in the six camera images of one sample, of the student alone above and distilled below: hits, false "

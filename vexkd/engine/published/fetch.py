@@ -107,14 +107,14 @@ def _download(weights: BackboneWeights, folder: Path) -> tuple[Path, str]:
 def _from_hub(weights: BackboneWeights, folder: Path) -> tuple[Path, str]:
     """A model's tensors from the Hugging Face hub."""
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     for name in HUB_FILES:
         try:
             path = hf_hub_download(weights.name, name, local_dir=folder)
-        except EntryNotFoundError:
-            continue
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, EntryNotFoundError) as error:
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                continue  # the hub was reached and has no such file
             raise _unreachable(weights, f"{constants.ENDPOINT}/{weights.name}", error) from None
         return Path(path), f"{constants.ENDPOINT}/{weights.name}/{name}"
     raise InputError(f"{weights.name}: on the hub it has neither {' nor '.join(HUB_FILES)}; name another model.")
