@@ -217,7 +217,10 @@ BAD_SETTINGS = {
     ),
     "no seed": (change(seeds=[]), ["seeds"]),
     "sensors without fusion": (change(teachers__fusion_det__fusion=None), ["teachers.fusion-det", "fusion"]),
-    "unknown teacher": (change(teachers={}), ["centerpoint-det-vexkd.teacher", "no run 'fusion-det' in teachers"]),
+    "unknown teacher": (
+        change(teachers={}, distilled={"d": {"student": "centerpoint-det", "teacher": "fusion-det"}}),
+        ["distilled.d.teacher", "no run 'fusion-det' in teachers"],
+    ),
     "runs in a list": (change(students=["centerpoint-det"]), ["students", "mapping"]),
     "run that is text": (change(students={"a": "b"}), ["students.a", "mapping"]),
     "head in a list": (change(students__centerpoint_det__head=["centerpoint"]), ["students.centerpoint-det.head"]),
@@ -225,7 +228,7 @@ BAD_SETTINGS = {
         change(distilled={"d": {"student": ["x"], "teacher": "fusion-det"}}),
         ["distilled.d.student"],
     ),
-    "table of unknown runs": (change(tables={"main": ["centerpoint"]}), ["tables.main", "'centerpoint-det'"]),
+    "table of unknown runs": (change(tables={"main": ["centerpoint-de"]}), ["tables.main", "'centerpoint-det'"]),
 }
 
 
@@ -476,8 +479,8 @@ def test_unknown_runs_and_tables(refused, desk):
     shared = {"models": desk.models, "results": desk.results, "root": desk.town / "data"}
     assert "centerpoint/config.yaml" in refused("evaluate", "centerpoint", *flags(shared))
     check = ["--params", desk.params, "--models", desk.models]
-    assert "no run named 'centerpoint'; the nearest known one is 'centerpoint-det'" in refused(
-        "check", "centerpoint", *check
+    assert "no run named 'centerpoint-de'; the nearest known one is 'centerpoint-det'" in refused(
+        "check", "centerpoint-de", *check
     )
     assert "no run was named" in refused("check", *check)
     table = ["--params", desk.params, "--results", desk.results]

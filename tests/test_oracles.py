@@ -577,6 +577,21 @@ def test_transfusion_matches_by_the_published_costs_and_learns_by_the_published_
     assert float(found["heatmap"]) == pytest.approx(plain_heatmap_loss(dense, target), rel=1e-4)
 
 
+@pytest.mark.parametrize(("farther", "chosen"), [(4.0, 1), (6.0, 0)])
+def test_transfusion_counts_distance_over_the_range(farther, chosen):
+    """The near proposal says car with 0.2, the other with 0.5; neither touches the box.
+
+    By class the second is cheaper by 0.15 * 0.3375 = 0.0506, by place the first by 0.25 * farther / 24 m: 0.042 or 0.063.
+    """
+    head, box = transfusion_head(), BOXES[:1]
+    proposed = box.repeat(2, 1)
+    proposed[:, 0] -= torch.tensor([6.0, 6.0 + farther])
+    logits = torch.full((2, 10), -5.0)
+    logits[:, CAR] = torch.tensor([0.2, 0.5]).logit()
+    proposal, _ = head.assign(transfusion.encode(proposed, GRID), logits, box, LABELS[:1])
+    assert proposal.tolist() == [chosen]
+
+
 def test_transfusion_scores_are_class_times_heatmap_for_the_proposals_own_class():
     """The surest class of a proposal may be another than the one it was proposed for: it does not count."""
     head, (boxes, codes, logits) = transfusion_head(), proposals()

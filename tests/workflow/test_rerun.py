@@ -15,7 +15,7 @@ def touched_by_the_student(place) -> list[str]:
     settings = params.load(place.folder / "params.yaml")
     runs = [name for name, run in settings.runs.items() if "centerpoint-det" in (name, run.student)]
     jobs = [f"{verb} {run} seed{seed}" for verb in ("train", "predict") for run in runs for seed in settings.seeds]
-    jobs += [f"evaluate {run}" for run in runs] + ["figure curves", "figure distillation"]
+    jobs += [f"evaluate {run}" for run in runs] + ["figure curves", "figure distillation", "page"]
     jobs += [f"figure birdseye {run}" for run in runs]
     jobs += [f"table {name}" for name, rows in settings.tables.items() if set(rows) & set(runs)]
     return sorted(jobs)
@@ -76,13 +76,12 @@ def test_a_new_run_is_made_alone(sealed):
     assert_settled(sealed)
 
 
-def test_a_published_value_touches_its_table_only(sealed):
+def test_a_published_value_touches_its_table_and_the_report_only(sealed):
     sealed.set("reported", {"centerpoint-det": {"mAP": 50.0, "source": "here"}})
     sealed.snakemake()
     settings = params.load(sealed.folder / "params.yaml")
-    assert sealed.calls() == sorted(
-        f"table {name}" for name, rows in settings.tables.items() if "centerpoint-det" in rows
-    )
+    tables = [f"table {name}" for name, rows in settings.tables.items() if "centerpoint-det" in rows]
+    assert sealed.calls() == ["page", *sorted(tables)]
 
 
 def test_stale_weights_are_not_recorded(sealed):
