@@ -176,7 +176,9 @@ def test_the_log_of_former_settings_is_forgotten(desk):
 
 def test_a_failed_prediction_is_a_failed_row(desk):
     desk.weights("lidar-pretrain", age=50)
-    desk.write("logs/predict/lidar-pretrain-seed0.json.log", "vexkd: image a.jpg cannot be decoded; download it again.\n", 5)
+    desk.write(
+        "logs/predict/lidar-pretrain-seed0.json.log", "vexkd: image a.jpg cannot be decoded; download it again.\n", 5
+    )
     row = desk.row()
     assert (row.state, row.progress) == ("failed", "trained")
     assert row.detail.startswith("image a.jpg cannot be decoded")

@@ -114,7 +114,11 @@ def _after_training(run: Run, seed: int, places: Places, now: float) -> Row:
     if predictions.is_file() and metrics.is_file():
         return Row(run.name, seed, "done", detail=_scores(metrics))
     missing = "scored" if predictions.is_file() else "predicted"
-    name = f"evaluate/{run.name}.log" if predictions.is_file() else f"predict/{run.name}-seed{seed}{predictions.suffix}.log"
+    name = (
+        f"evaluate/{run.name}.log"
+        if predictions.is_file()
+        else f"predict/{run.name}-seed{seed}{predictions.suffix}.log"
+    )
     log = places.logs / name
     if log.is_file() and log.stat().st_mtime >= seal.weights_path(places.models, run.name, seed).stat().st_mtime:
         age = now - log.stat().st_mtime
