@@ -85,6 +85,7 @@ def tiny_settings() -> dict:
     for row in [*raw["teachers"].values(), *raw["students"].values()]:
         row["train"] = {**row.get("train", {}), "epochs": 2}
     raw["students"]["centerpoint-det"].pop("lidar", None)
+    raw["figures"] = {}
     raw["students"]["bevdet-seg"]["camera"]["view"]["step"] = 1.6
     raw["students"]["bevdet-seg"]["bev_encoder"] |= {
         "channels": [8, 8, 8],

@@ -59,7 +59,7 @@ def test_counts_by_class_and_marks(town, tmp_path):
         ("energy", "centerpoint-det", "is not distilled"),
         ("errors", "centerpoint-seg-vexkd", "detects nothing"),
         ("masks", "centerpoint-det-ones", "distils everywhere"),
-        ("masks", "centerpoint-det-fgd", "distils everywhere or by a method's own masks"),
+        ("masks", "centerpoint-det-maskd", "distils everywhere or by a method's own masks"),
     ],
 )
 def test_rows_that_a_picture_cannot_show_are_refused(figure, row, words):

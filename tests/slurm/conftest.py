@@ -134,7 +134,7 @@ def prepared(checkout) -> Place:  # noqa: F811
     for kind in params.KINDS:
         raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
     raw["teachers"]["fusion-det"].pop("start")
-    raw["tables"] = {"main": RUNS}
+    raw |= {"tables": {"main": RUNS}, "figures": {}}
     (place.folder / "params.yaml").write_text(params.dump(raw))
     place.environment |= {"STAND_IN_STEPS": str(STEPS), "STAND_IN_STEP_SECONDS": "0.15"}
     place.snakemake("--", "prepare")

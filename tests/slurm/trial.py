@@ -53,7 +53,7 @@ def settings() -> dict:
     raw = copy.deepcopy(tiny_settings())
     for kind in params.KINDS:
         raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
-    raw["tables"], raw["reported"] = {"main": RUNS}, {}
+    raw["tables"], raw["reported"], raw["figures"] = {"main": RUNS}, {}, {}
     raw["synthetic"] |= TOWN
     raw["train"] |= {"epochs": EPOCHS, "batch": 2}
     for row in [*raw["teachers"].values(), *raw["students"].values()]:

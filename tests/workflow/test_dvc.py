@@ -52,7 +52,7 @@ def test_a_run_that_is_not_whole_is_not_sealed(sealed):
     assert "still to be made" in make_seal(sealed, fails=True)
     assert text(sealed, "dvc.lock") == lock
     sealed.snakemake()
-    assert sealed.calls() == ["table main"]
+    assert sealed.calls() == ["page", "table main"]
     make_seal(sealed)
     assert_settled(sealed)
 
