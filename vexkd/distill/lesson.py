@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vexkd.batch import Batch, Output
 from vexkd.errors import InputError
@@ -50,20 +50,20 @@ class Lesson:
         return self.teacher.loss(Output(predictions=self.teacher.head(high)), self.batch, self.teacher_counts)
 
 
-class Method(Protocol):
+class Method(nn.Module):
     """A method: a module whose parameters are trained with the student and dropped after.
 
     normalisers: the length of `positives`, counts that are summed over the parts of a global batch before the loss divides
     by them, so that every split of a batch gives the same gradients. masks: the module that learns where to distil and is
-    frozen by the schedule, or None. forward: weighted loss terms, and figures to watch.
+    frozen by the schedule, or None. forward: from a `Lesson` weighted loss terms, and figures to watch.
     """
 
-    normalisers: int
-    masks: torch.nn.Module | None
+    normalisers = 0
+    masks: nn.Module | None  # no default here: it would hide a module of this name
 
-    def positives(self, batch: Batch) -> Tensor: ...
-
-    def __call__(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]: ...
+    def positives(self, batch: Batch) -> Tensor:
+        """The counts, (normalisers,); none where the loss divides by no count."""
+        return torch.zeros(0)
 
 
 def weights_of(method: str, published: Mapping[str, float], chosen: Mapping[str, float] | None) -> dict[str, float]:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vexkd.batch import Batch
 from vexkd.distill import masks as mask_parts
 from vexkd.distill.adapters import adapter, widths
-from vexkd.distill.lesson import Lesson, weights_of
+from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.distill.losses import LOSSES
 from vexkd.models.bev_model import BEVModel
 from vexkd.params import Distill
@@ -25,7 +24,7 @@ from vexkd.params import Distill
 HIDDEN = 0.65
 
 
-class MaskedDistillation(nn.Module):
+class MaskedDistillation(Method):
     """The student's maps are drawn to the teacher's where the masks say.
 
     drawing: the module that makes the masks, or None to distil everywhere; learns: whether it has something to learn.
@@ -33,8 +32,6 @@ class MaskedDistillation(nn.Module):
     sees its own objective; "summed": both objectives are simply added, so that the student feels L_masKD (lambda + mu)
     times.
     """
-
-    normalisers = 0
 
     def __init__(
         self,
@@ -58,9 +55,6 @@ class MaskedDistillation(nn.Module):
     def masks(self) -> nn.Module | None:
         """What the schedule freezes."""
         return self.drawing if self.learns else None
-
-    def positives(self, batch: Batch) -> Tensor:
-        return torch.zeros(0)
 
     def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
         masks = self.make_masks(lesson)

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vexkd.batch import Batch, Detections
+from vexkd.batch import Detections
 from vexkd.distill import regions
 from vexkd.distill.adapters import adapter, widths
-from vexkd.distill.lesson import Lesson, weights_of
+from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.distill.masks import MIN_RADIUS, OVERLAP
 from vexkd.geometry import BevGrid
 from vexkd.models import detr_head, transfusion
@@ -29,13 +29,12 @@ WEIGHTS = {"dense": 0.01, "contrast": 0.2, "box": 0.25}
 PROJECTION, TEMPERATURE, TOP = 512, 0.07, 50
 
 
-class BEVDistill(nn.Module):
+class BEVDistill(Method):
     """Term `dense` always; `contrast` and `box` where `projections` are given, for two query heads.
 
     projections: student's and teacher's network into the space where the same place should look the same.
     """
 
-    normalisers = 0
     masks = None
 
     def __init__(
@@ -43,9 +42,6 @@ class BEVDistill(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.adapter, self.projections, self.weights = grid, adapter, projections, dict(weights)
-
-    def positives(self, batch: Batch) -> Tensor:
-        return torch.zeros(0)
 
     def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
         ours, theirs = lesson.output.features["high"], lesson.taught["high"]

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vexkd.batch import Batch
 from vexkd.distill import regions
 from vexkd.distill.adapters import adapter, widths
-from vexkd.distill.lesson import Lesson, weights_of
+from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.geometry import BevGrid
 from vexkd.models.bev_model import BEVModel
 from vexkd.params import Distill
@@ -27,13 +26,12 @@ DISTILLBEV_WEIGHTS = {"foreground": 1.5e-3, "background": 4e-2, "channel": 0.25,
 THRESHOLD, OVERLAP, MIN_RADIUS = 0.1, 0.1, 2
 
 
-class FGD(nn.Module):
+class FGD(Method):
     """Terms `foreground`, `background`, `attention` and `context` at each level.
 
     adapters: student's to teacher's channels by level; contexts: by level, the student's and the teacher's context block.
     """
 
-    normalisers = 0
     masks = None
 
     def __init__(
@@ -49,9 +47,6 @@ class FGD(nn.Module):
         super().__init__()
         self.grid, self.levels, self.temperature, self.weights = grid, tuple(levels), temperature, dict(weights)
         self.adapters, self.contexts = nn.ModuleDict(adapters), nn.ModuleDict(contexts)
-
-    def positives(self, batch: Batch) -> Tensor:
-        return torch.zeros(0)
 
     def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
         covered = [regions.covered(boxes, self.grid) for boxes in regions.on_grid(lesson.batch, self.grid)]
@@ -75,14 +70,13 @@ class FGD(nn.Module):
         return terms, {}
 
 
-class DistillBEV(nn.Module):
+class DistillBEV(Method):
     """Terms `foreground`, `background`, `false`, `channel` and `spatial` at each level.
 
     False positives of the teacher, cells where its heatmap says object and the boxes do not, are neither foreground nor
     background but a region of their own. pools: by level, a convolution on the student's channel mean.
     """
 
-    normalisers = 0
     masks = None
 
     def __init__(
@@ -98,9 +92,6 @@ class DistillBEV(nn.Module):
         super().__init__()
         self.grid, self.levels, self.temperature, self.weights = grid, tuple(levels), temperature, dict(weights)
         self.adapters, self.pools = nn.ModuleDict(adapters), nn.ModuleDict(pools)
-
-    def positives(self, batch: Batch) -> Tensor:
-        return torch.zeros(0)
 
     def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
         boxes = regions.on_grid(lesson.batch, self.grid)

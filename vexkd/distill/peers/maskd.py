@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vexkd.batch import Batch
 from vexkd.distill import masks as mask_parts
 from vexkd.distill.adapters import adapter, widths
-from vexkd.distill.lesson import Lesson, weights_of
+from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.models.bev_model import BEVModel
 from vexkd.params import Distill
 
@@ -43,10 +42,8 @@ class MaskTokens(nn.Module):
         return masks, self.share(pooled).flatten(1).float().softmax(dim=1)
 
 
-class MasKD(nn.Module):
+class MasKD(Method):
     """Terms `distill.<level>` for the student; while masks learn, `masked.<task loss>` and `mask.diversity.<level>`."""
-
-    normalisers = 0
 
     def __init__(
         self,
@@ -59,9 +56,6 @@ class MasKD(nn.Module):
         super().__init__()
         self.masks, self.adapters = nn.ModuleDict(tokens), nn.ModuleDict(adapters)
         self.levels, self.weights = tuple(levels), dict(weights)
-
-    def positives(self, batch: Batch) -> Tensor:
-        return torch.zeros(0)
 
     def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
         with torch.set_grad_enabled(lesson.learning and torch.is_grad_enabled()):

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from vexkd.batch import Batch
 from vexkd.distill import regions
 from vexkd.distill.adapters import adapter, widths
-from vexkd.distill.lesson import Lesson, weights_of
+from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.distill.peers.focal import MIN_RADIUS, OVERLAP, THRESHOLD, evenly, per_sample
 from vexkd.geometry import BevGrid
 from vexkd.models.bev_model import BEVModel
@@ -23,13 +21,12 @@ from vexkd.params import Distill
 WEIGHTS = {f"{what}.{group}": 1.0 for what in ("heatmap", "feature") for group in ("true", "false", "missed")}
 
 
-class S2M2(nn.Module):
+class S2M2(Method):
     """Terms `heatmap.<group>`, L1 of the largest class score, and `feature.<group>.<level>`, squared difference of maps.
 
     Each is the mean over the group's cells in a sample (0 where it has none), mean over the batch.
     """
 
-    normalisers = 0
     masks = None
 
     def __init__(
@@ -38,9 +35,6 @@ class S2M2(nn.Module):
         super().__init__()
         self.grid, self.levels, self.weights = grid, tuple(levels), dict(weights)
         self.adapters = nn.ModuleDict(adapters)
-
-    def positives(self, batch: Batch) -> Tensor:
-        return torch.zeros(0)
 
     def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
         truth = regions.gaussians(lesson.batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS)

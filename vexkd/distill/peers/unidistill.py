@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vexkd.batch import Batch
 from vexkd.distill import regions
 from vexkd.distill.adapters import adapter, widths
-from vexkd.distill.lesson import Lesson, weights_of
+from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.geometry import BevGrid
 from vexkd.models.bev_model import BEVModel
 from vexkd.models.centerpoint import BRANCHES, CenterPointHead
@@ -32,7 +32,7 @@ WEIGHTS = {
 OVERLAP, MIN_RADIUS = 0.7, 2
 
 
-class UniDistill(nn.Module):
+class UniDistill(Method):
     """Terms `feature`, `relation`, `heatmap` and, where both heads are CenterPoint's with the same tasks, `box`.
 
     adapter: student's `low` to the teacher's channels. same_boxes: whether both heads' box maps mean the same.
