@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vexkd.batch import Batch
 from vexkd.geometry import BevGrid
-from vexkd.ops.deformable_attention import deformable_sample, reference_points, star
+from vexkd.ops.deformable_attention import deformable_sample, reference_points, start_as_star
 
 # Distance in metres of a pillar's lowest and highest point from the bottom and top of the range (BEVFormer).
 PILLAR_MARGIN = 0.5
@@ -275,15 +275,3 @@ class ImageAttention(nn.Module):
             target = (hits.cells[mine] + queries * sample[mine])[hits.filled[mine]]
             total = total.index_add(0, target, seen[mine][hits.filled[mine]])
         return self.output(total.view(batch, queries, channels) / hits.cameras[..., None])
-
-
-def start_as_star(attention: nn.Module, *, levels: int) -> None:
-    """BEVFormer's start: see `vexkd.ops.deformable_attention.star`; equal weights, Xavier projections, no biases."""
-    with torch.no_grad():
-        attention.offsets.bias.copy_(star(attention.heads, levels, attention.points))
-    nn.init.zeros_(attention.offsets.weight)
-    nn.init.zeros_(attention.weights.weight)
-    for layer in (attention.weights, attention.value, attention.output):
-        nn.init.zeros_(layer.bias)
-    nn.init.xavier_uniform_(attention.value.weight)
-    nn.init.xavier_uniform_(attention.output.weight)

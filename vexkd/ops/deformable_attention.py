@@ -170,17 +170,7 @@ class DeformableAttention(nn.Module):
         self.weights = nn.Linear(query_channels or channels, heads * levels * points)
         self.value = nn.Linear(value_channels or channels, channels)
         self.output = nn.Linear(channels, channels)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        with torch.no_grad():
-            self.offsets.bias.copy_(star(self.heads, self.levels, self.points))
-        nn.init.zeros_(self.offsets.weight)
-        nn.init.zeros_(self.weights.weight)
-        for layer in (self.weights, self.value, self.output):
-            nn.init.zeros_(layer.bias)
-        nn.init.xavier_uniform_(self.value.weight)
-        nn.init.xavier_uniform_(self.output.weight)
+        start_as_star(self, levels=levels)
 
     def forward(self, query_context: Tensor, reference: Tensor, value: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """query_context (B, Q, query_channels), reference (B or 1, Q, 2) or (B or 1, Q, L, 2), value (B, S,
@@ -197,3 +187,18 @@ class DeformableAttention(nn.Module):
         projected = self.value(value).unflatten(-1, (self.heads, -1))  # B S heads dim
         sampled = deformable_sample(projected, shapes, locations, weights)  # B Q C
         return self.output(sampled)
+
+
+def start_as_star(attention: nn.Module, *, levels: int) -> None:
+    """BEVFormer's start of an attention with `heads`, `points` and the layers offsets, weights, value and output.
+
+    Offsets as of `star`; equal weights, Xavier projections, no biases.
+    """
+    with torch.no_grad():
+        attention.offsets.bias.copy_(star(attention.heads, levels, attention.points))
+    nn.init.zeros_(attention.offsets.weight)
+    nn.init.zeros_(attention.weights.weight)
+    for layer in (attention.weights, attention.value, attention.output):
+        nn.init.zeros_(layer.bias)
+    nn.init.xavier_uniform_(attention.value.weight)
+    nn.init.xavier_uniform_(attention.output.weight)
