@@ -36,6 +36,11 @@ Workers = Annotated[int, typer.Option(min=1, help="parallel processes")]
 ParamsFile = Annotated[Path, typer.Option(help="settings file")]
 Results = Annotated[Path, typer.Option(help="results folder")]
 Models = Annotated[Path, typer.Option(help="folder of the trained models")]
+RunName = Annotated[str, typer.Argument(help="name of the run")]
+DistilledRun = Annotated[str, typer.Argument(help="name of the distilled run")]
+Student = Annotated[str, typer.Option(help="name of the run to compare it with, its student alone")]
+Seed = Annotated[int, typer.Option()]
+SampleToken = Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; default: torch's own choice")]
 Device = Annotated[Literal["cpu"] | None, typer.Option(help="cpu, or nothing for the GPU that is there")]
 
@@ -47,7 +52,7 @@ def synthesize(
     samples: Annotated[
         int | None, typer.Option(help="keyframes per scene, at 2 Hz; default 10, or nuScenes' own 34,149 in all")
     ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
     width: Annotated[int, typer.Option(help="image width in pixels")] = 400,
     height: Annotated[int, typer.Option(help="image height in pixels")] = 225,
     beams: Annotated[int, typer.Option(help="LiDAR rings")] = 32,
@@ -160,7 +165,7 @@ def train(
     root: Root,
     infos: InfosDir,
     out: Annotated[Path, typer.Option(help="folder for weights.safetensors, curve.csv, provenance.json")],
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
     paste: Annotated[Path | None, typer.Option(help="ground-truth database, if the run pastes objects")] = None,
     maps: Annotated[Path | None, typer.Option(help="map rasters, if the run or its teacher segments maps")] = None,
     start: Annotated[Path | None, typer.Option(help="weights of the run that `start` names")] = None,
@@ -241,8 +246,8 @@ def inspect(
     root: Root,
     infos: InfosDir,
     models: Models = Path("models"),
-    seed: Annotated[int, typer.Option()] = 0,
-    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+    seed: Seed = 0,
+    sample: SampleToken = None,
     threads: Threads = None,
 ) -> None:
     """Write what the figures energy and masks show: BEV maps of student, distilled student and teacher of one keyframe."""
@@ -257,7 +262,7 @@ def inspect(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="name of the run")],
+    run: RunName,
     root: Root,
     models: Models = Path("models"),
     results: Results = Path("results"),
@@ -411,13 +416,13 @@ def curves(params: ParamsFile = Path("params.yaml"), results: Results = Path("re
 
 @figure.command()
 def birdseye(
-    run: Annotated[str, typer.Argument(help="name of the run")],
+    run: RunName,
     root: Root,
     infos: InfosDir,
     models: Models = Path("models"),
     results: Results = Path("results"),
-    seed: Annotated[int, typer.Option()] = 0,
-    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+    seed: Seed = 0,
+    sample: SampleToken = None,
 ) -> None:
     """Points, ground truth and predictions of one keyframe from above."""
     from vexkd.report import figures
@@ -427,14 +432,14 @@ def birdseye(
 
 @figure.command()
 def camera(
-    run: Annotated[str, typer.Argument(help="name of the distilled run")],
-    student: Annotated[str, typer.Option(help="name of the run to compare it with, its student alone")],
+    run: DistilledRun,
+    student: Student,
     root: Root,
     infos: InfosDir,
     models: Models = Path("models"),
     results: Results = Path("results"),
-    seed: Annotated[int, typer.Option()] = 0,
-    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+    seed: Seed = 0,
+    sample: SampleToken = None,
 ) -> None:
     """Detections of two runs in the six images of one keyframe, errors marked."""
     from vexkd.report import camera as module
@@ -444,14 +449,14 @@ def camera(
 
 @figure.command()
 def errors(
-    run: Annotated[str, typer.Argument(help="name of the distilled run")],
-    student: Annotated[str, typer.Option(help="name of the run to compare it with, its student alone")],
+    run: DistilledRun,
+    student: Student,
     root: Root,
     infos: InfosDir,
     models: Models = Path("models"),
     results: Results = Path("results"),
-    seed: Annotated[int, typer.Option()] = 0,
-    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+    seed: Seed = 0,
+    sample: SampleToken = None,
 ) -> None:
     """Detections of two runs on one keyframe from above, errors marked."""
     from vexkd.report import errors as module
@@ -461,12 +466,12 @@ def errors(
 
 @figure.command("energy")
 def figure_energy(
-    run: Annotated[str, typer.Argument(help="name of the distilled run")],
+    run: DistilledRun,
     root: Root,
     infos: InfosDir,
     models: Models = Path("models"),
     results: Results = Path("results"),
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Energy of the BEV maps of a student alone, distilled, and of its teacher; from what `vexkd inspect` wrote."""
     from vexkd.report import inspection_figures as module
@@ -476,13 +481,13 @@ def figure_energy(
 
 @figure.command("masks")
 def figure_masks(
-    run: Annotated[str, typer.Argument(help="name of the distilled run")],
+    run: DistilledRun,
     root: Root,
     infos: InfosDir,
     maps: Annotated[Path | None, typer.Option(help="folder that `vexkd maps` wrote, for map segmentation")] = None,
     models: Models = Path("models"),
     results: Results = Path("results"),
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Where a run distils, at each level of the BEV maps; from what `vexkd inspect` wrote."""
     from vexkd.report import inspection_figures as module
@@ -492,14 +497,14 @@ def figure_masks(
 
 @figure.command("maps")
 def figure_maps(
-    run: Annotated[str, typer.Argument(help="name of the run")],
+    run: RunName,
     root: Root,
     infos: InfosDir,
     maps: Annotated[Path, typer.Option(help="folder that `vexkd maps` wrote")] = Path("artifacts/maps"),
     models: Models = Path("models"),
     results: Results = Path("results"),
-    seed: Annotated[int, typer.Option()] = 0,
-    sample: Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")] = None,
+    seed: Seed = 0,
+    sample: SampleToken = None,
 ) -> None:
     """Predicted against true maps of one keyframe, class by class."""
     from vexkd.report import figures

@@ -55,13 +55,7 @@ def camera(
 
     `sample` and errors as of `birdseye.birdseye`; raises InputError for a missing image too.
     """
-    found = {run: birdseye.read_predictions(run, Path(models), seed) for run in (baseline, distilled)}
-    keyframe, caption = birdseye.choose(Path(root), Path(infos), found[distilled], sample)
-    truth = birdseye.annotated(keyframe)
-    judged = {}
-    for run, boxes in found.items():
-        predicted = birdseye.detections(boxes.get(keyframe.token, []), keyframe, threshold)
-        judged[run] = by_outcome(truth, predicted)
+    keyframe, caption, judged = compared(baseline, distilled, models, root, infos, seed, sample, threshold)
     stem = Path(results) / "figures" / f"camera-{distilled}"
     table = pd.concat([_table(shown).assign(run=run) for run, shown in judged.items()], ignore_index=True)
     provenance.write_text(stem.with_suffix(".csv"), table.to_csv(index=False))
@@ -105,6 +99,27 @@ def lines(box: np.ndarray, camera_from_lidar: np.ndarray, image_from_camera: np.
             b = a + (b - a) * (a[2] - NEAR) / (a[2] - b[2])
         found.append(geometry.project(image_from_camera, np.stack([a, b]))[0])
     return np.array(found).reshape(-1, 2, 2)
+
+
+def compared(
+    baseline: str,
+    distilled: str,
+    models: Path,
+    root: Path,
+    infos: Path,
+    seed: int,
+    sample: int | str | None,
+    threshold: float,
+) -> tuple[Keyframe, str, dict[str, dict[str, Boxes]]]:
+    """A keyframe, its caption, and by run the boxes of each outcome, of predictions with a score of the threshold or more."""
+    found = {run: birdseye.read_predictions(run, Path(models), seed) for run in (baseline, distilled)}
+    keyframe, caption = birdseye.choose(Path(root), Path(infos), found[distilled], sample)
+    truth = birdseye.annotated(keyframe)
+    judged = {
+        run: by_outcome(truth, birdseye.detections(boxes.get(keyframe.token, []), keyframe, threshold))
+        for run, boxes in found.items()
+    }
+    return keyframe, caption, judged
 
 
 def by_outcome(truth: Boxes, predicted: Boxes) -> dict[str, Boxes]:

@@ -17,7 +17,7 @@ from vexkd.boxes import CLASSES
 from vexkd.data import points as point_files
 from vexkd.report import birdseye, drawing
 from vexkd.report.birdseye import LIMIT, RINGS, Boxes
-from vexkd.report.camera import OUTCOMES, by_outcome
+from vexkd.report.camera import OUTCOMES, compared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,13 +39,8 @@ def errors(
 
     `sample` and errors as of `birdseye.birdseye`.
     """
-    found = {run: birdseye.read_predictions(run, Path(models), seed) for run in (baseline, distilled)}
-    keyframe, caption = birdseye.choose(Path(root), Path(infos), found[distilled], sample)
-    truth, points = birdseye.annotated(keyframe), point_files.read_lidar(Path(root) / keyframe.lidar_path)
-    judged = {
-        run: by_outcome(truth, birdseye.detections(boxes.get(keyframe.token, []), keyframe, threshold))
-        for run, boxes in found.items()
-    }
+    keyframe, caption, judged = compared(baseline, distilled, models, root, infos, seed, sample, threshold)
+    points = point_files.read_lidar(Path(root) / keyframe.lidar_path)
     stem = Path(results) / "figures" / f"errors-{distilled}"
     frame = pd.concat([_counts(shown).assign(run=run) for run, shown in judged.items()], ignore_index=True)
     provenance.write_text(stem.with_suffix(".csv"), frame.to_csv(index=False))
