@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from vexkd import geometry, provenance
 from vexkd.data import infos as info_tools
+from vexkd.data.indexed import open_indexed
 from vexkd.errors import InputError
 from vexkd.params import MAP_CLASSES as CLASSES
 
@@ -123,16 +124,9 @@ class Maps:
     def __init__(self, directory: Path) -> None:
         directory = Path(directory)
         cure = "run vexkd maps again"
-        try:
-            index = pq.read_table(directory / "index.parquet", page_checksum_verification=True)
-            self._rasters = np.load(directory / "rasters.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"map rasters {directory} are missing or damaged ({reason}): {cure}.") from None
-        metadata = index.schema.metadata or {}
-        if metadata.get(b"vexkd.schema") != str(SCHEMA).encode():
-            raise InputError(f"map rasters {directory} have another schema than {SCHEMA}: {cure}.")
-        recipe = json.loads(metadata[b"vexkd.maps"])
+        self._rasters, index, recipe = open_indexed(
+            directory, "rasters.npy", schema=SCHEMA, key="vexkd.maps", name="map rasters", cure=cure, plural=True
+        )
         self.directory = directory
         self.cell, self.reach, self.edges = float(recipe["cell"]), float(recipe["reach"]), recipe["edges"]
         self.side, self.sha256 = round(2 * self.reach / self.cell), recipe["sha256"]

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from vexkd import boxes as box_tools
 from vexkd import provenance
 from vexkd.data import infos as info_tools
+from vexkd.data.indexed import open_indexed
 from vexkd.data.points import Sweep, read_lidar, stack_sweeps
 from vexkd.errors import InputError
 
@@ -79,16 +80,9 @@ class PasteDatabase:
     def __init__(self, directory: Path) -> None:
         directory = Path(directory)
         cure = "run vexkd paste again"
-        try:
-            index = pq.read_table(directory / "index.parquet", page_checksum_verification=True)
-            self._points = np.load(directory / "points.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"ground-truth database {directory} is missing or damaged ({reason}): {cure}.") from None
-        metadata = index.schema.metadata or {}
-        if metadata.get(b"vexkd.schema") != str(SCHEMA).encode():
-            raise InputError(f"ground-truth database {directory} has another schema than {SCHEMA}: {cure}.")
-        expected = json.loads(metadata[b"vexkd.points"])
+        self._points, index, expected = open_indexed(
+            directory, "points.npy", schema=SCHEMA, key="vexkd.points", name="ground-truth database", cure=cure
+        )
         if self._points.shape != (expected["points"], 5) or self._points.dtype != np.float32:
             raise InputError(f"{directory / 'points.npy'} does not belong to the index.parquet beside it: {cure}.")
         self.directory = directory
