@@ -7,17 +7,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data_tiny import KEY, POST, START, VERSION, ego_pose, real_keyframe, sensors, write
 
 from vexkd import boxes as box_tools
-from vexkd import geometry
+from vexkd import geometry, params
 from vexkd.batch import collate
 from vexkd.data import dataset as data
 from vexkd.data import infos as info_tools
 from vexkd.data import paste, tables
 from vexkd.data.augment import BevAugmentation, GridMaskAugmentation, ImageAugmentation
+from vexkd.engine import tasks
 from vexkd.errors import InputError
 
 BOUNDS = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
@@ -360,3 +362,18 @@ def test_a_teacher_may_see_the_images_otherwise(town):
     assert torch.equal(seen.camera_from_lidar[0], taught.camera_from_lidar[:6])
     assert seen.intrinsics.shape == (1, 6, 3, 3)
     assert 0.5 <= float(seen.image_augment[0, 0, 0, 0]) <= 0.6
+
+
+def test_a_teacher_without_history_shares_the_keyframes_images(town):
+    """BEVDet4D and its teacher are drawn once, as published; alone, the student carries no second set of images."""
+    settings = params.load(ROOT / "demo/full/params.yaml")
+    infos = info_tools.load(town / "infos")
+    taught, alone = settings.run("bevdet4d-det-vexkd"), settings.run("bevdet4d-det")
+    teacher = settings.run(taught.teacher)
+    shared = {"root": town / "data", "infos": infos, "paste": None, "seed": 0}
+    sample = tasks.training_set(taught, teacher, **shared)[2]
+    assert sample.images.shape[0] == 18
+    assert torch.equal(sample.teacher_images, sample.images[:6])
+    assert torch.equal(sample.teacher_image_augment, sample.image_augment[:6])
+    assert collate([sample]).for_teacher().images.shape[1] == 6
+    assert tasks.training_set(alone, alone, **shared)[2].teacher_images is None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vexkd import boxes as box_tools
@@ -46,7 +47,8 @@ class NuScenesDataset(Dataset):
     points, augment. bev_augmentation, image_augmentation, paste (LiDAR alone) and paste_counts (class -> number):
     used in training only; paste_epochs: paste in the epochs before this one (None: always). pad_sweeps: replace
     missing sweeps by the keyframe. history: earlier keyframes whose images follow the sample's own, nearest first.
-    teacher_image_size, teacher_augmentation: for a teacher that sees the keyframe's images otherwise than the student. maps,
+    teacher_image_size, teacher_augmentation: for a teacher that sees the keyframe's images otherwise than the student;
+    without an augmentation of its own it shares the student's, and sees no history. maps,
     map_grid: rasters, and the grid in which samples hold the labels read from them under the BEV augmentation.
 
     `dataset[(epoch, index)]`, `dataset[(epoch, index, position)]` or `dataset[index]` (epoch 0).
@@ -124,7 +126,8 @@ class NuScenesDataset(Dataset):
         near = box_tools.in_range(boxes, self.bounds)
         if points is not None:
             points = self._finish_points(points, lidar_augment, rng)
-        images = self._read_images(index, rng) if "camera" in self.sensors else (None, None, None, None)
+        pictures = self._read_pictures(keyframe) if "camera" in self.sensors else []
+        images = self._see(pictures, index, rng) if pictures else (None, None, None, None)
         return Sample(
             token=keyframe.token,
             points=None if points is None else torch.from_numpy(points),
@@ -137,7 +140,7 @@ class NuScenesDataset(Dataset):
             boxes=torch.from_numpy(boxes[near].astype(np.float32)),
             labels=torch.from_numpy(labels[near].astype(np.int64)),
             maps=self._read_maps(keyframe.token, lidar_augment),
-            **self._read_teacher_images(keyframe, np.random.default_rng([self.seed, epoch, index, position, 1])),
+            **self._teacher_sees(pictures, images, [self.seed, epoch, index, position, 1]),
         )
 
     def _read_maps(self, token: str, lidar_augment: np.ndarray) -> torch.Tensor | None:
@@ -167,20 +170,25 @@ class NuScenesDataset(Dataset):
         inside = in_bounds(moved, self.bounds)
         return np.take(moved, rng.permutation(inside) if self.training else inside, axis=0)
 
-    def _read_images(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
+    def _read_pictures(self, frame: Keyframe) -> list[Image.Image]:
+        """The images of a keyframe as they lie on disk, camera by camera."""
+        files = zip(frame.camera_paths, frame.camera_sizes, strict=True)
+        return [image_tools.read_image(self.root / path, tuple(size)) for path, size in files]
+
+    def _see(self, pictures: list[Image.Image], index: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
         """Images (F N, 3, H, W), intrinsics (F N, 3, 3), camera_from_lidar (F N, 4, 4), image_augment (F N, 3, 3); float32.
 
-        F frames: the keyframe, then `history` earlier ones. A camera is augmented alike in all of them, as published.
+        F frames: the keyframe, whose pictures are given, then `history` earlier ones. A camera is augmented alike in all of
+        them, as published.
         """
         current = self.infos[index]
         frames = [current, *self.infos.history(index, self.history)]
         draws = [self._draw_image(rng) for _ in current.camera_paths]
         mask = self.image_augmentation.draw_mask(rng, self.image_size) if self.image_augmentation else None
         pixels, augmented = [], []
-        for frame in frames:
-            for path, size, draw in zip(frame.camera_paths, frame.camera_sizes, draws, strict=True):
-                image = image_tools.read_image(self.root / path, tuple(size))
-                image, matrix = image_tools.augment(image, draw, self.image_size)
+        for number, frame in enumerate(frames):
+            for picture, draw in zip(self._read_pictures(frame) if number else pictures, draws, strict=True):
+                image, matrix = image_tools.augment(picture, draw, self.image_size)
                 image = image_tools.normalise(image, draw.colours)
                 pixels.append(image if mask is None else image * mask)
                 augmented.append(matrix)
@@ -189,15 +197,20 @@ class NuScenesDataset(Dataset):
         arrays = (np.stack(pixels), intrinsics, cameras, np.stack(augmented))
         return tuple(torch.from_numpy(np.array(a, dtype=np.float32)) for a in arrays)
 
-    def _read_teacher_images(self, keyframe: Keyframe, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """The teacher's images (N, 3, H', W') and their matrices (N, 3, 3), where it has its own."""
+    def _teacher_sees(
+        self, pictures: list[Image.Image], images: tuple[torch.Tensor, ...], seed: list[int]
+    ) -> dict[str, torch.Tensor]:
+        """The teacher's images (N, 3, H', W') and their matrices (N, 3, 3), where they are not all that the student sees."""
         if self.teacher_image_size is None:
             return {}
+        if self.teacher_augmentation is None:  # the student's own, of the keyframe alone
+            count = len(pictures)
+            return {"teacher_images": images[0][:count], "teacher_image_augment": images[3][:count]}
+        rng = np.random.default_rng(seed)
         pixels, matrices = [], []
-        for path, size in zip(keyframe.camera_paths, keyframe.camera_sizes, strict=True):
-            image = image_tools.read_image(self.root / path, tuple(size))
+        for picture in pictures:
             draw = self.teacher_augmentation.draw(rng)
-            image, matrix = image_tools.augment(image, draw, self.teacher_image_size)
+            image, matrix = image_tools.augment(picture, draw, self.teacher_image_size)
             pixels.append(image_tools.normalise(image, draw.colours))
             matrices.append(matrix)
         return {

@@ -64,7 +64,8 @@ def training_set(
     sensors = [name for name in ("lidar", "camera") if name in _read_in_training(run, images)]
     augment = run.bev_augment
     history = own.camera.history.keyframes if own.camera and own.camera.history else 0
-    others = images.camera is not None and (history > 0 or _pictures(images) != _pictures(own))
+    otherwise = images.camera is not None and _pictures(images) != _pictures(own)
+    alone = images.camera is not None and images.camera.history is None and history > 0
     if run.paste is not None and paste is None:
         raise InputError(
             f"{run.name}: the settings ask for pasted objects; pass the ground-truth database with --paste."
@@ -79,8 +80,8 @@ def training_set(
         sweeps=run.data.sweeps,
         image_size=tuple(own.camera.image_size) if "camera" in sensors else None,
         history=history,
-        teacher_image_size=tuple(images.camera.image_size) if others else None,
-        teacher_augmentation=_image_augmentation(images.image_augment) if others else None,
+        teacher_image_size=tuple(images.camera.image_size) if otherwise or alone else None,
+        teacher_augmentation=_image_augmentation(images.image_augment) if otherwise else None,
         bev_augmentation=BevAugmentation(
             rotation=augment.rotation,
             scale=tuple(augment.scale),
