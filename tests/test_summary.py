@@ -215,9 +215,7 @@ def test_the_page_holds_the_models_of_params_yaml():
     for names in groups:
         found = summary.parameters(settings.run(names[0]))
         named = {name: count for name, count in kept[names[0]].items() if count or not name.endswith("(itself)")}
-        assert named == {part.name: part.parameters for part in found}, (
-            f"{names[0]}: make docs/MODELS.md again"
-        )
+        assert named == {part.name: part.parameters for part in found}, f"{names[0]}: make docs/MODELS.md again"
 
 
 def test_only_what_is_between_the_markers_changes(tmp_path):

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from tests.workflow.test_rerun import RATE, assert_settled, touched_by_the_student
 from vexkd import params, seal
+from workflow.test_rerun import RATE, assert_settled, touched_by_the_student
 
 STUDENT = "models/centerpoint-det/seed0/weights.safetensors"
 METRICS = "results/runs/centerpoint-det/metrics.json"

@@ -73,7 +73,19 @@ def build_backbone(
         out_features=names,
         downsample_in_bottleneck=style == "caffe",
     )
-    backbone = transformers.ResNetBackbone(config)
+    return adapted(
+        transformers.ResNetBackbone(config),
+        deformable=deformable,
+        frozen_stages=frozen_stages,
+        frozen_norm=frozen_norm,
+        recompute=recompute,
+    )
+
+
+def adapted(
+    backbone: nn.Module, *, deformable: Sequence[int], frozen_stages: int, frozen_norm: bool, recompute: bool
+) -> nn.Module:
+    """A transformers ResNet changed in place as `build_backbone` says."""
     for index in deformable:
         deform(backbone.encoder.stages[index])
     if frozen_norm:
