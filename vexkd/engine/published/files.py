@@ -57,9 +57,12 @@ def _torch(path: Path) -> Mapping[str, Any]:
 
 
 def _snippet(path: Path) -> str:
-    """A line of shell that rewrites a checkpoint as tensors alone; to be run where its own classes can be imported."""
+    """A line of shell that rewrites a checkpoint as tensors alone; to be run where its own classes can be imported.
+
+    That is the environment it was trained in, whose torch may be too old to know `weights_only`.
+    """
     program = (
-        f"import torch; c = torch.load({path.name!r}, map_location='cpu', weights_only=False); c = c.get('state_dict', c); "
+        f"import torch; c = torch.load({path.name!r}, map_location='cpu'); c = c.get('state_dict', c); "
         f"torch.save({{k: v for k, v in c.items() if torch.is_tensor(v)}}, {path.stem + '-tensors.pth'!r})"
     )
     return f"python -c {shlex.quote(program)}"
