@@ -13,9 +13,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_settings
 from torch import Tensor, nn
 
-from tests.conftest import tiny_settings
 from vexkd import params, seal
 from vexkd.engine import checkpoint
 from vexkd.engine.published import convert, files

@@ -8,10 +8,10 @@ import urllib.error
 
 import pytest
 import torch
+from conftest import tiny_settings
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import tiny_settings
 from vexkd import params, provenance, seal
 from vexkd.engine import checkpoint, session, tasks
 from vexkd.engine.published import fetch

@@ -49,7 +49,7 @@ def _torch(path: Path) -> Mapping[str, Any]:
             raise InputError(f"{path}: torch cannot read it ({reason}); download it again.") from None
         raise InputError(
             f"{path}: the file holds more than tensors, and loading that could run any code, so it is refused; where you "
-            f"trust it, keep its tensors alone with: {_snippet(path)}"
+            f"trust it, keep its tensors alone where it was trained: {_snippet(path)}"
         ) from None
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: it holds a {type(content).__name__}, not tensors by name; name another file.")
