@@ -15,6 +15,7 @@ from conftest import tiny_settings
 from vexkd import cli
 from vexkd.engine import preflight
 from vexkd.engine.preflight import Check
+from vexkd.params import parse
 
 
 def test_python_must_be_one_with_wheels():
@@ -175,3 +176,20 @@ def test_the_verb_prints_a_line_a_check_and_fails_with_status_2(tmp_path, monkey
     assert words["python"] == words["imports"] == words["clock"] == words["disk"] == "ok"
     assert err.splitlines()[-1].startswith("vexkd: 2 of ")
     assert sorted(path.name for path in Path().iterdir()) == ["params.yaml"]
+
+
+def test_what_would_fail_every_job_is_found_before_one_is_queued(tmp_path, monkeypatch):
+    """As the Snakefile asks when jobs are to be queued: an error of data, folder or clock ends the call; elsewhere nothing."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "workflow")
+    from scripts import slurm_queue
+
+    monkeypatch.chdir(tmp_path)
+    raw = tiny_settings()
+    own = parse(raw)
+    assert not preflight.before_queueing(own)  # the town will be made
+    raw |= {"synthetic": None, "root": "data/nuscenes"}
+    theirs = parse(raw)
+    with pytest.raises(SystemExit, match=r"data/nuscenes[\s\S]*No job was queued"):
+        slurm_queue.refuse_what_would_fail("slurm", theirs)
+    slurm_queue.refuse_what_would_fail("slurm", own)
+    slurm_queue.refuse_what_would_fail("local", theirs)

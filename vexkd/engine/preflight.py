@@ -76,6 +76,13 @@ def run(
     return found
 
 
+def before_queueing(params: Params) -> list[Check]:
+    """The errors among what takes no time to look for, where Snakemake is called to queue jobs: data, folder, clock."""
+    here = Path.cwd()
+    found = [check_data(params, Path(params.root)), check_files(here), check_clock(here)]
+    return [check for check in found if check.status == "error"]
+
+
 # ------------------------------------------------------------------------------------------------------------- software
 
 

@@ -1,12 +1,24 @@
-"""Jobs that an earlier call left in Slurm's queue: two jobs on one output would spoil each other's work."""
+"""Before jobs are queued on Slurm: what would stop them, and jobs that an earlier call left in the queue."""
 
 import os
 import subprocess
 from pathlib import Path
 
+from vexkd.params import Params
+
+
+def refuse_what_would_fail(executor: str, settings: Params) -> None:
+    """Where jobs are to be queued: end this call if the data, the folder or the clock would stop them all."""
+    if executor != "slurm":
+        return
+    from vexkd.engine import preflight
+
+    if errors := preflight.before_queueing(settings):
+        raise SystemExit("\n".join([*map(str, errors), "No job was queued. `vexkd preflight` looks at more."]))
+
 
 def refuse_beside_running_jobs(executor: str) -> None:
-    """Where jobs are to be queued: end this call if jobs of another one, in the same folder, have not ended."""
+    """End this call if jobs of another one, in the same folder, have not ended: two on one output spoil each other's work."""
     jobs = left_running() if executor == "slurm" else []
     if jobs:
         numbers = " ".join(number for number, _ in jobs)
