@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import resource
@@ -164,14 +165,31 @@ def test_help_answers_at_once():
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["trian"], ["train"], ["train", "--bogus"], ["synthesize", "x", "--scenes", "two"], ["predict", "--batch", "0"]],
+    ("call", "named", "help_of"),
+    [
+        ("trian", "no such command 'trian'; the nearest known one is 'train'", "vexkd"),
+        ("figure bird", "no such command 'bird'; the nearest known one is 'birdseye'", "vexkd figure"),
+        ("figure", "missing command", "vexkd figure"),
+        ("--bogus", "no such option: --bogus", "vexkd"),
+        ("train", "missing option '--config'", "vexkd train"),
+        ("train --bogus", "no such option: --bogus", "vexkd train"),
+        ("table", "missing argument 'name'", "vexkd table"),
+        ("table main more", "unexpected extra argument (more)", "vexkd table"),
+        ("synthesize x --scenes two", "'--scenes': it should be a valid integer", "vexkd synthesize"),
+        ("predict --batch 0", "'--batch': it should be greater than or equal to 1", "vexkd predict"),
+        ("predict --drop radar", "'--drop': 'radar' is not one of 'lidar', 'camera'", "vexkd predict"),
+    ],
 )
-def test_a_wrong_call_says_how_to_get_help(vexkd, arguments):
-    status, _, err = vexkd(*arguments)
-    assert status == 2
-    assert "--help" in " ".join(err)
-    assert "Traceback" not in " ".join(err)
+def test_a_wrong_call_is_one_sentence_that_says_how_to_get_help(refused, call, named, help_of):
+    sentence = refused(*call.split())
+    assert named in sentence.replace("argument(s)", "argument")
+    assert f"`{help_of} --help`" in sentence
+
+
+def test_no_verb_at_all_is_a_question_for_help(vexkd):
+    status, out, err = vexkd()
+    assert (status, err) == (0, [])
+    assert "synthesize" in " ".join(out)
 
 
 def test_it_is_the_same_in_a_process_of_its_own(tmp_path):
@@ -305,6 +323,41 @@ def test_a_table_cut_short(vexkd, refused, data, tmp_path, table):
     assert status == 2
     assert len(err) == 2, err
     assert expected in err[0]
+
+
+BAD_COLUMNS = {
+    "ego_pose.rotation": (REMOVE, "it lacks rotation"),
+    "sample.timestamp": (REMOVE, "it lacks timestamp"),
+    "sample_data.filename": (REMOVE, "it lacks filename"),
+    "sample_data.is_key_frame": (None, "is_key_frame is null, not true or false"),
+    "sample_data.width": ("400", 'width is "400", not a whole number'),
+    "sample_annotation.size": ([1.0, 2.0], "size is [1.0, 2.0], not a list of 3 numbers"),
+    "sample_annotation.translation": ([0.0, float("nan"), 0.0], "a number that is not finite"),
+    "sample_annotation.token": (REMOVE, "it lacks token"),
+    "calibrated_sensor.camera_intrinsic": ([1.0], "camera_intrinsic is not 3 x 3 numbers"),
+    "calibrated_sensor.rotation": ([0, 0, 0, 0], "a rotation of length 0"),
+}
+
+
+@pytest.mark.parametrize("column", BAD_COLUMNS)
+def test_a_table_with_a_bad_column_names_row_and_column(vexkd, refused, data, tmp_path, column):
+    """In one row only, the middle one; nothing is written."""
+    (table, name), (value, expected) = column.split("."), BAD_COLUMNS[column]
+    path = data / f"v1.0-mini/{table}.json"
+    rows = json.loads(path.read_text())
+    row = rows[len(rows) // 2]
+    known = f"number {len(rows) // 2}" if name == "token" else row["token"]
+    del row[name]
+    if value is not REMOVE:
+        row[name] = value
+    replace(path, json.dumps(rows).encode())
+    sentence = refused("infos", "--root", data, "--version", "v1.0-mini", "--out", tmp_path / "infos")
+    assert all(part in sentence for part in (table, known, expected)), sentence
+    assert not (tmp_path / "infos").exists()
+    status, _, err = vexkd("doctor", "--root", data, "--version", "v1.0-mini")
+    assert status == 2
+    assert len(err) == 2, err
+    assert all(part in err[0] for part in (table, known, expected)), err
 
 
 def test_a_category_or_attribute_that_is_gone_drops_no_box_silently(refused, data, tmp_path):

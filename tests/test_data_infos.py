@@ -162,10 +162,10 @@ def test_cut_table_names_the_file(tmp_path, keep):
 def test_rows_survive_block_borders(tmp_path, monkeypatch):
     rows = [{"token": str(i), "text": 'a "}" or ], {' * (i % 5)} for i in range(50)]
     (tmp_path / "v").mkdir()
-    (tmp_path / "v" / "log.json").write_text(json.dumps(rows, indent=1))
+    (tmp_path / "v" / "visibility.json").write_text(json.dumps(rows, indent=1))
     for block in (7, 64, 1000):
         monkeypatch.setattr(tables, "_BLOCK", block)
-        assert list(tables.rows(tmp_path, "v", "log")) == rows
+        assert list(tables.rows(tmp_path, "v", "visibility")) == rows
 
 
 def test_repeated_token_and_lost_keyframe(tmp_path):

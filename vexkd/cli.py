@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from vexkd.engine.cost import Probe
     from vexkd.params import Params
 
+# Base of what typer raises for a wrong verb or option; it belongs to click, which newer versions of typer hold within.
+UsageError = typer.BadParameter.__base__
+
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="VeXKD as a workflow. Data: synthesize, doctor, infos, paste, maps. "
@@ -338,7 +340,7 @@ def import_weights(
 
 @app.command("fetch-weights")
 def fetch_weights(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="runs to fetch for")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="runs to fetch for")] = None,
     all_runs: Annotated[bool, typer.Option("--all", help="every run of the settings")] = False,
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
@@ -392,7 +394,7 @@ def table(
     tables.make(name, params=module.load(params), results=results)
 
 
-figure = typer.Typer(no_args_is_help=True, help="Draw one of the figures into results/figures.")
+figure = typer.Typer(help="Draw one of the figures into results/figures.")
 app.add_typer(figure, name="figure")
 
 
@@ -552,7 +554,7 @@ def readme(
 
 @app.command()
 def forecast(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[TABLE...]", help="tables; default: all runs")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="TABLE", help="tables; default: all runs")] = None,
     params: ParamsFile = Path("params.yaml"),
     runs: Annotated[list[str] | None, typer.Option(help="only this run; again for more")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a training (processes, on CPU)")] = 1,
@@ -757,7 +759,7 @@ def export(
     infos: Annotated[Path | None, typer.Option(help="folder that `vexkd infos` wrote")] = None,
     sample: Annotated[int, typer.Option(min=0, help="which sample of the validation split has the rig")] = 0,
 ) -> None:
-    """Write the dense part of a single-sensor model as ONNX and check it against PyTorch (needs the extra [export])."""
+    """Write the dense part of a single-sensor model as ONNX and check it against PyTorch (needs the extra `export`)."""
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -827,7 +829,7 @@ def status(
 
 @app.command()
 def tensorboard(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN...]", help="default: all runs")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="default: all runs")] = None,
     params: ParamsFile = Path("params.yaml"),
     models: Models = Path("models"),
     scratch: Annotated[Path, typer.Option(help="folder of the resumable states")] = Path("scratch"),
@@ -851,7 +853,9 @@ def main() -> None:
     """Run a verb; bad input ends in one sentence and status 2, what another process holds in 1, a saved stop in 75."""
     status = 2
     try:
-        app()
+        status = app(sys.argv[1:] or ["--help"], prog_name="vexkd", standalone_mode=False)
+    except UsageError as error:
+        sentence = _wrong_call(error)
     except BusyError as error:
         sentence, status = str(error), 1
     except InputError as error:
@@ -862,9 +866,20 @@ def main() -> None:
             raise
         sentence = f"{error.filename}: {error.strerror}; name another place or mend this one."
     else:
+        if status:  # of an interrupt: 130
+            sys.exit(status)
         return
     print(f"vexkd: {sentence}", file=sys.stderr)
     sys.exit(status)
+
+
+def _wrong_call(error: UsageError) -> str:
+    """What is wrong with a verb or an option, as one sentence."""
+    said = " ".join(error.format_message().split()).rstrip(".?")
+    said = said.replace("Value error, ", "").replace("Input should", "it should")
+    said = said.replace(". Did you mean ", "; the nearest known one is ")
+    verb = error.ctx.command_path if error.ctx is not None else "vexkd"
+    return f"{said[0].lower()}{said[1:]}; `{verb} --help` lists what there is."
 
 
 if __name__ == "__main__":

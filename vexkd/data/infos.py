@@ -345,10 +345,11 @@ def _frames(
         )
     where = {row["token"]: i for i, row in enumerate(rows)}
     used = [calibrations[row["calibration"]] for row in rows]
-    intrinsics = np.zeros((len(rows), 3, 3))
-    for i, calibration in enumerate(used):
-        if calibration["camera_intrinsic"]:
-            intrinsics[i] = calibration["camera_intrinsic"]
+    with np.errstate(invalid="ignore"):  # refused below
+        ego_from_sensor = geometry.rigids([c["rotation"] for c in used], [c["translation"] for c in used])
+        global_from_ego = geometry.rigids([poses[r["ego"]][0] for r in rows], [poses[r["ego"]][1] for r in rows])
+    _refuse_nan("calibrated_sensor", [row["calibration"] for row in rows], ego_from_sensor)
+    _refuse_nan("ego_pose", [row["ego"] for row in rows], global_from_ego)
     key = np.full((len(samples.tokens), len(channels)), -1, dtype=np.int64)
     for i, row in enumerate(rows):
         owner = samples.position.get(row["sample"])
@@ -363,12 +364,37 @@ def _frames(
         paths=[row["path"] for row in rows],
         timestamps=np.array([row["timestamp"] for row in rows], dtype=np.int64),
         previous=np.array([where.get(row["prev"], -1) for row in rows], dtype=np.int64),
-        ego_from_sensor=geometry.rigids([c["rotation"] for c in used], [c["translation"] for c in used]),
-        global_from_ego=geometry.rigids([poses[r["ego"]][0] for r in rows], [poses[r["ego"]][1] for r in rows]),
+        ego_from_sensor=ego_from_sensor,
+        global_from_ego=global_from_ego,
         sizes=np.array([row["size"] for row in rows], dtype=np.int32).reshape(-1, 2),
-        intrinsics=intrinsics,
+        intrinsics=_intrinsics(used),
         key=key.reshape(-1),
     )
+
+
+def _intrinsics(used: list[dict[str, Any]]) -> np.ndarray:
+    """The camera matrices (rows, 3, 3) of calibrations, zero where the sensor has none."""
+    matrices = np.zeros((len(used), 3, 3))
+    for i, calibration in enumerate(used):
+        if calibration["camera_intrinsic"]:
+            try:
+                matrices[i] = np.array(calibration["camera_intrinsic"], dtype=np.float64).reshape(3, 3)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"calibrated_sensor {calibration['token']}: camera_intrinsic is not 3 x 3 numbers: "
+                    "extract the metadata again."
+                ) from None
+    return matrices
+
+
+def _refuse_nan(table: str, tokens: list[str], values: np.ndarray) -> None:
+    """Raises InputError that names the first row (of `tokens`) whose numbers are not finite."""
+    finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    if not finite.all():
+        raise InputError(
+            f"{table} {tokens[int(finite.argmin())]} holds a number that is not finite or a rotation of length 0: "
+            "extract the metadata again."
+        )
 
 
 # ---- making columns
@@ -512,6 +538,8 @@ class _Annotations:
     def _assemble(cls, tokens: list[str], columns: dict[str, list[Any]]) -> _Annotations:
         where = {token: i for i, token in enumerate(tokens)}
         numbers = np.array(columns["numbers"], dtype=np.float64).reshape(-1, 10)
+        turned = np.where((numbers[:, 6:] == 0).all(axis=1), np.nan, 0.0)
+        _refuse_nan("sample_annotation", tokens, numbers + turned[:, None])
         points = np.array(columns["points"], dtype=np.int32).reshape(-1, 2)
         links = np.array([[where.get(p, -1), where.get(n, -1)] for p, n in columns["links"]], dtype=np.int64).reshape(
             -1, 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from vexkd.errors import InputError
@@ -16,21 +17,57 @@ from vexkd.errors import InputError
 LIDAR = "LIDAR_TOP"
 # The one order of cameras in infos, samples and batches (mmdetection3d's).
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
-TABLES = (
-    "attribute",
-    "calibrated_sensor",
-    "category",
-    "ego_pose",
-    "instance",
-    "log",
-    "map",
-    "sample",
-    "sample_annotation",
-    "sample_data",
-    "scene",
-    "sensor",
-    "visibility",
-)
+Kind = type | UnionType | int
+_PIXELS, _TEXT = int | None, str | None  # may be absent: the size of an image for other sensors, the visibility
+# The tables, each with the columns that are read: their type, or of a list of numbers its length.
+COLUMNS: dict[str, dict[str, Kind]] = {
+    "attribute": {"name": str},
+    "calibrated_sensor": {"sensor_token": str, "translation": 3, "rotation": 4, "camera_intrinsic": list},
+    "category": {"name": str},
+    "ego_pose": {"translation": 3, "rotation": 4},
+    "instance": {"category_token": str},
+    "log": {"location": str},
+    "map": {"filename": str},
+    "sample": {"timestamp": int, "scene_token": str},
+    "sample_annotation": {
+        "sample_token": str,
+        "instance_token": str,
+        "attribute_tokens": list,
+        "visibility_token": _TEXT,
+        "translation": 3,
+        "size": 3,
+        "rotation": 4,
+        "num_lidar_pts": int,
+        "num_radar_pts": int,
+        "prev": str,
+        "next": str,
+    },
+    "sample_data": {
+        "sample_token": str,
+        "ego_pose_token": str,
+        "calibrated_sensor_token": str,
+        "timestamp": int,
+        "is_key_frame": bool,
+        "filename": str,
+        "width": _PIXELS,
+        "height": _PIXELS,
+        "prev": str,
+    },
+    "scene": {"name": str, "log_token": str},
+    "sensor": {"channel": str, "modality": str},
+    "visibility": {},
+}
+TABLES = tuple(COLUMNS)
+_TOKEN: dict[str, Kind] = {"token": str}
+_IN_WORDS: dict[type | UnionType, str] = {
+    str: "text",
+    int: "a whole number",
+    _PIXELS: "a whole number",
+    _TEXT: "text",
+    bool: "true or false",
+    list: "a list",
+}
+_NUMBERS = {int, float}
 _BLOCK = 1 << 22  # characters read at a time
 _SPACE = " \t\r\n,"
 
@@ -59,16 +96,40 @@ def folder(root: Path, version: str) -> Path:
 def rows(root: Path, version: str, table: str) -> Iterator[dict[str, Any]]:
     """The rows of one table, streamed in file order.
 
-    Raises InputError that names the file if it is missing, cut, or not a JSON list of objects.
+    Raises InputError that names the file if it is missing, cut, or not a JSON list of objects, and the token and the
+    column where a row lacks what is read of it.
     """
     path = Path(root) / version / f"{table}.json"
     try:
         with path.open(encoding="utf-8") as stream:
-            yield from _objects(stream, path)
+            for number, row in enumerate(_objects(stream, path)):
+                problem = _row_problem(row, _TOKEN) or _row_problem(row, COLUMNS[table])
+                if problem:
+                    name = row.get("token", f"number {number}")
+                    raise InputError(f"{path}: row {name}: {problem}: extract nuScenes' metadata archive again.")
+                yield row
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: extract nuScenes' metadata archive of {version} again.") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text: extract nuScenes' metadata archive of {version} again.") from None
+
+
+def _row_problem(row: dict[str, Any], columns: dict[str, Kind]) -> str:
+    """The first column that a row lacks or that does not hold what it should, in words; empty if all is well."""
+    for name, kind in columns.items():
+        value = row.get(name)
+        if type(value) is kind:
+            continue
+        if isinstance(kind, int):
+            if type(value) is list and len(value) == kind and _NUMBERS.issuperset(map(type, value)):
+                continue
+            words = f"a list of {kind} numbers"
+        elif isinstance(value, kind):
+            continue
+        else:
+            words = _IN_WORDS[kind]
+        return f"{name} is {json.dumps(value)[:40]}, not {words}" if name in row else f"it lacks {name}"
+    return ""
 
 
 def _objects(stream: Any, path: Path) -> Iterator[dict[str, Any]]:
@@ -93,7 +154,7 @@ def _objects(stream: Any, path: Path) -> Iterator[dict[str, Any]]:
                 raise damaged from None
             buffer, position = buffer[position:] + block, 0
             continue
-        if not isinstance(row, dict) or "token" not in row:
+        if not isinstance(row, dict):
             raise damaged
         yield row
 
