@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
+from conftest import tiny_settings
 
 from vexkd import params as settings_module
 from vexkd import seal
@@ -236,6 +238,36 @@ def test_show_watches_until_nothing_is_left(desk, monkeypatch, tmp_path):
     assert "\033" not in stream.getvalue()
     with pytest.raises(InputError, match="no such settings file"):
         status.show(tmp_path / "other.yaml", desk.places, stream=stream)
+
+
+@pytest.mark.parametrize("place", [".", "full"], ids=["from its folder", "from above"])
+def test_a_change_since_the_start_is_told_and_only_a_change(tmp_path, monkeypatch, place):
+    """Settings are compared, not texts: comments and the files of `extends` are no part of what was frozen."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    base = tmp_path / "base.yaml"
+    base.write_text(yaml.safe_dump(tiny_settings()))
+    (folder / "params.yaml").write_text("# a comment\nextends: [../base.yaml]\n")
+    monkeypatch.chdir(folder)
+    seal.freeze()
+    (folder / ".snakemake/locks").mkdir()
+    (folder / ".snakemake/locks/0.input.lock").touch()
+    if place == "full":
+        monkeypatch.chdir(tmp_path)
+    file = Path(place if place == "full" else "") / "params.yaml"
+
+    def warned() -> bool:
+        stream = io.StringIO()
+        status.show(file, Places(), stream=stream)
+        return "has changed since Snakemake started" in stream.getvalue()
+
+    assert not warned()
+    changed = tiny_settings()
+    changed["train"]["lr"] = 0.5
+    base.write_text(yaml.safe_dump(changed))
+    assert warned()
+    (folder / ".snakemake/locks/0.input.lock").unlink()
+    assert not warned()
 
 
 def test_durations():

@@ -358,7 +358,7 @@ def show(
         text = "\n".join([text, *preparation(places)])
         if watch:
             text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}"
-        if changed := _changed_since(path):
+        if changed := _changed_since(params):
             text += f"\n{changed}"
         print(f"\033[2J\033[H{text}" if terminal and watch else text, file=stream, flush=True)
         if not watch or all(row.state in ("done", "failed", "stale") for row in rows):
@@ -368,9 +368,11 @@ def show(
             print(file=stream)
 
 
-def _changed_since(path: Path) -> str:
-    """A word of warning where the jobs work with other settings than these."""
-    running = any(seal.FROZEN.parent.glob("locks/*.lock")) and seal.FROZEN.is_file()
-    if running and seal.FROZEN.read_text() != path.read_text():
-        return f"{path} has changed since Snakemake started; its jobs keep what it started with ({seal.FROZEN})."
+def _changed_since(params: Params) -> str:
+    """A word of warning where the jobs work with other settings than these: as merged, whichever files they stand in."""
+    folder = Path(params.path).parent
+    frozen = folder / seal.FROZEN
+    running = frozen.is_file() and any(frozen.parent.glob("locks/*.lock"))
+    if running and settings.load(frozen).raw != params.raw:
+        return f"{params.path} has changed since Snakemake started; its jobs keep what it started with ({frozen})."
     return ""
