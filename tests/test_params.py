@@ -254,6 +254,26 @@ def test_extending_what_is_not_there_is_refused(tmp_path):
         params.load(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize("names", [["params.yaml"], ["params.yaml", "base.yaml"]], ids=["itself", "one another"])
+def test_files_that_extend_themselves_are_refused(tmp_path, names):
+    for name, below in zip(names, [*names[1:], names[0]], strict=True):
+        (tmp_path / name).write_text(f"extends: [{below}]\n")
+    with pytest.raises(InputError, match=r"params\.yaml: extends: the file extends itself"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_a_key_that_is_a_list_is_refused(tmp_path):
+    (tmp_path / "params.yaml").write_text("? [seeds]\n: [0]\n")
+    with pytest.raises(InputError, match="a key is no plain word"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_more_sweeps_than_infos_list_are_refused(raw):
+    raw["data"] = raw["data"] | {"sweeps": 11}
+    with pytest.raises(InputError, match=r"data\.sweeps: 11 does not fit"):
+        params.parse(raw)
+
+
 def test_every_row_and_table_of_the_paper_stands_at_laptop_scale_too():
     paper, laptop = params.load(ROOT / "params.yaml"), params.load(ROOT / "demo/full/params.yaml")
     assert set(laptop.runs) >= set(paper.runs)  # a user may add rows to the demo alone

@@ -48,7 +48,7 @@ class Data(Strict):
     version: str = Field(description="nuScenes version, the name of the folder that holds the tables")
     train_split: str = Field(description="split to learn from, one of nuScenes' names or of splits.json")
     val_split: str = Field(description="split to score on")
-    sweeps: int = Field(ge=0, description="previous LiDAR sweeps stacked onto the keyframe")
+    sweeps: int = Field(ge=0, le=10, description="previous LiDAR sweeps stacked onto the keyframe; infos list ten")
     balance: Literal["cbgs", "none"] = Field(description="class-balanced resampling of the training samples, or none")
 
 
@@ -579,11 +579,14 @@ def load(path: Path | str = "params.yaml") -> Params:
     return parse(_extended(path), str(path))
 
 
-def _extended(path: Path) -> Any:
+def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:
     """The content of a settings file, on top of the files that its key `extends` lists, the first lowest.
 
     A later file replaces an earlier one's blocks whole; runs, tables and figures it adds to, or replaces by their name.
+    above: the files that it is read for.
     """
+    if path.resolve() in above:
+        raise InputError(f"{path}: extends: the file extends itself, if by way of others; take one of these keys away.")
     own = _read_yaml(path)
     if not isinstance(own, dict) or "extends" not in own:
         return own
@@ -591,17 +594,18 @@ def _extended(path: Path) -> Any:
     if not (isinstance(below, list) and all(isinstance(name, str) for name in below)):
         raise InputError(f"{path}: extends: it must be a list of settings files; write it as one.")
     whole: dict[str, Any] = {}
-    for content in (*(_read_base(path, path.parent / name) for name in below), own):
+    above = (*above, path.resolve())
+    for content in (*(_read_base(path, path.parent / name, above) for name in below), own):
         for key, value in content.items():
             named = key in _NAMED and isinstance(value, dict) and isinstance(whole.get(key), dict)
             whole[key] = {**whole[key], **value} if named else value
     return whole
 
 
-def _read_base(path: Path, base: Path) -> dict[str, Any]:
+def _read_base(path: Path, base: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not base.is_file():
         raise InputError(f"{path}: extends: there is no file {base}; name one that is there.")
-    content = _extended(base)
+    content = _extended(base, above)
     if not isinstance(content, dict):
         raise InputError(f"{base}: the settings must be a mapping of keys to values; mend the file.")
     return content
@@ -698,6 +702,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no plain word", key.start_mark)
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
             seen.add(key.value)
