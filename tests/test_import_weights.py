@@ -390,6 +390,37 @@ def test_standard_pyramid():
         torch.testing.assert_close(model.camera.encoder.neck(maps)[0], expected, **EXACT)
 
 
+@pytest.mark.parametrize("kind", ["resnet", "swin"])
+@pytest.mark.parametrize("version", ["first", "dev2.1"])
+def test_bevdets_images_are_rgb_at_first_and_bgr_later(kind, version):
+    """Pixels as each version feeds them, ours as our data give them: the same stem, but for a ResNet's border of zeros."""
+    run, p = tiny("camera-only", bottlenecks if kind == "resnet" else swin), Published()
+    model = built(run)
+    pixels = torch.randint(0, 256, (1, 3, 32, 64), generator=torch.Generator().manual_seed(5)).double()  # RGB
+    mean = torch.tensor([123.675, 116.28, 103.53]).double().view(3, 1, 1)
+    deviation = torch.tensor([58.395, 57.12, 57.375]).double().view(3, 1, 1)
+    fed = ((pixels if version == "first" else pixels.flip(1)) - mean) / deviation  # the mean stays that of RGB
+    p.get(f"img_view_transformer.{'depthnet' if version == 'first' else 'depth_net'}.bias", 21)
+    backbone = model.camera.encoder.backbone
+    if kind == "resnet":
+        expected = p.norm(p.conv(fed, "img_backbone.conv1", 4, 7, stride=2), "img_backbone.bn1").relu()
+    else:
+        name = "img_backbone.patch_embed.projection"
+        expected = F.conv2d(fed, p.get(f"{name}.weight", 8, 3, 4, 4), p.get(f"{name}.bias", 8), stride=4)
+    own = model.state_dict()
+    result = convert.convert(run, own, p.tensors, origin="mmdet3d-bevdet", legacy=False)
+    model.load_state_dict({**own, **result.tensors})
+    with torch.no_grad():
+        ours = (pixels - mean) / deviation
+        if kind == "resnet":
+            found = backbone.embedder.embedder(ours)
+            inner = (..., slice(2, -2), slice(2, -2))
+            torch.testing.assert_close(found[inner], expected[inner], rtol=1e-5, atol=1e-5)
+        else:
+            found = backbone.swin.embeddings.patch_embeddings.projection(ours)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 # ---- BEVFormer
 
 

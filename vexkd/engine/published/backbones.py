@@ -10,8 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from vexkd.data.images import MEAN, STD
 from vexkd.engine.published.mapping import Change, Layout, Source, Table, both, third
 from vexkd.params import Backbone
 
@@ -155,3 +157,23 @@ def merging_order() -> Change:
         return tensor.unflatten(-1, (channels, 2, 2)).movedim(-3, -1).transpose(-3, -2).flatten(-3)
 
     return change
+
+
+def fed_rgb(published: Mapping[str, Tensor], theirs: str) -> dict[str, Tensor]:
+    """Of a backbone that was fed BGR, normalised with RGB's mean and deviation, the tensors of one that is fed RGB.
+
+    Its first convolution changes the order and scale of its input channels; what the means differ by goes into its bias, or
+    into the mean of the norm behind it. Where that convolution reads its own padding (three pixels of a ResNet's border)
+    the two zeros differ, by a third of a deviation.
+    """
+    found, stem = dict(published), f"{theirs}conv1.weight"
+    stem = stem if stem in found else f"{theirs}patch_embed.projection.weight"
+    if stem not in found:
+        return found
+    weight, mean, deviation = found[stem], torch.from_numpy(MEAN), torch.from_numpy(STD)
+    rest = torch.einsum("ochw,c->o", weight, ((mean.flip(0) - mean) / deviation).to(weight.dtype))
+    found[stem] = (weight * (deviation.flip(0) / deviation).to(weight.dtype).view(1, 3, 1, 1)).flip(1)
+    for name, sign in ((f"{theirs}bn1.running_mean", -1), (f"{theirs}patch_embed.projection.bias", 1)):
+        if name in found:
+            found[name] = found[name] + sign * rest
+    return found

@@ -68,10 +68,8 @@ def convert(run: Run, own: dict[str, Tensor], published: dict[str, Tensor], *, o
     if origin in ("torchvision", "transformers"):
         layout, published = backbones.imagenet(run.camera.backbone, published, source=origin)
         return apply(layout, own, published)
-    if origin == "mmdet3d-bevdet":  # its first version's name
-        published = {
-            name.replace("_transformer.depthnet.", "_transformer.depth_net."): t for name, t in published.items()
-        }
+    if origin == "mmdet3d-bevdet":
+        published = detectors.one_bevdet(published)
     return apply(_DETECTORS[origin](run, legacy=legacy), own, published)
 
 

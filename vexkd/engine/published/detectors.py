@@ -5,7 +5,9 @@ A part that a run has and the published detector has not gets no entry, and is r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
 
 from vexkd.engine.published import backbones, parts
 from vexkd.engine.published.mapping import (
@@ -156,6 +158,18 @@ def bevdet(run: Run, *, legacy: bool) -> Layout:
         "pts_bbox_head.",
     )
     return Layout(table, backbones.UNUSED, ignored, roots)
+
+
+def one_bevdet(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a BEVDet, of whichever version, under dev2.1's names and for RGB.
+
+    The first version calls its depth net `depthnet` and normalises RGB. From dev2.0 on images are turned to BGR before RGB's
+    mean is taken out (its issue 274), and the weights have learned it.
+    """
+    old, new = "img_view_transformer.depthnet.", "img_view_transformer.depth_net."
+    if any(name.startswith(new) for name in published):
+        return backbones.fed_rgb(published, "img_backbone.")
+    return {name.replace(old, new): tensor for name, tensor in published.items()}
 
 
 def _basic_block(ours: str, theirs: str) -> Table:
