@@ -98,9 +98,9 @@ def test_markdown_of_a_small_table(params, results):
         "Sensors": "L+C → L",
         "Teacher": "fusion-det",
         "mAP ↑ (%)": "58.5 ± 0.7",
-        "ΔmAP": "+2.5 ± 0.7",
+        "ΔmAP": "+2.5 ± 0.7 §",
         "NDS ↑ (%)": "63.0 ± 0.7",
-        "ΔNDS": "+2.0 ± 0.7",
+        "ΔNDS": "+2.0 ± 0.7 §",
         "mATE ↓ (m)": "0.100",
         "mASE ↓ (1-IoU)": "0.200",
         "mAOE ↓ (rad)": "0.300",
@@ -131,6 +131,8 @@ def test_markdown_of_a_small_table(params, results):
         "Commit aaaaaaaaaa. Trained on 4 × A GPU.<br>",
         "† fusion-det: made at commit bbbbbbbbbb, aaaaaaaaaa.<br>",
         "† centerpoint-det-vexkd: made at commit aaaaaaaaaa, with uncommitted changes.<br>",
+        "§ centerpoint-det-vexkd: unlike its baseline it has no paste, uncommitted changes; "
+        "part of the difference may be that.<br>",
         "Reported, centerpoint-det: the source.",
     ]
 
@@ -302,7 +304,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     generator.uniform(-50, 50, (5000, 5)).astype("<f4").tofile(tmp_path / "points.bin")
     (tmp_path / "v1.0-mini").mkdir()
-    scenes = [{"token": "s", "name": "scene-0103", "description": "A synthetic town"}]
+    scenes = [{"token": "s", "log_token": "l", "name": "scene-0103", "description": "A synthetic town"}]
     (tmp_path / "v1.0-mini" / "scene.json").write_text(json.dumps(scenes))
     found = {}
     for position, token in enumerate(TwoKeyframes().tokens()):

@@ -30,7 +30,7 @@ def raw() -> dict[str, Any]:
     groups = {
         "pretrained": {},
         "teachers": {"teacher-det": detection | both, "teacher-map": segmentation | both},
-        "students": {"student-det": detection | lidar, "student-map": segmentation | lidar},
+        "students": {"student-det": detection | lidar | {"paste": {"counts": {}}}, "student-map": segmentation | lidar},
         "distilled": {
             "taught-det": {"student": "student-det", "teacher": "teacher-det"},
             "taught-map": {"student": "student-map", "teacher": "teacher-map"},
@@ -155,6 +155,81 @@ def test_a_gain_over_a_weak_baseline_is_marked(params, raw, results):
     )
     raw["floors"]["student-det"] = {"mAP": 58.0, "source": "a paper"}
     assert made(settings.parse(raw), results)[0]["taught-det"]["ΔmAP"] == "+2.0"
+
+
+def test_a_gain_of_more_than_the_teaching_is_marked(params, raw, results):
+    """The student learns from pasted objects, which images do not show: its distilled row cannot."""
+    assert not any("§" in note for note in made(params, results)[1])
+    assert pd.read_csv(results / "tables" / "mixed.csv")["unlike_baseline"].isna().all()
+    del raw["students"]["student-det"]["paste"]
+    raw["distilled"]["taught-map"]["train"] = {"epochs": 7, "sync_bn": False}
+    params = settings.parse(raw)
+    write_run(params, results, "student-det", [{"mAP": 0.58, "NDS": 0.67}])
+    write_run(params, results, "taught-map", [{"mIoU": 0.53}, {"mIoU": 0.51}])
+    rows, notes = made(params, results)
+    assert (rows["taught-det"]["ΔmAP"], rows["taught-map"]["ΔmIoU"]) == ("+2.0 ‡§", "+3.0 ± 2.8 §")
+    found = "§ taught-det: unlike its baseline it has no paste; part of the difference may be that.<br>"
+    assert found in notes
+    row = pd.read_csv(results / "tables" / "mixed.csv").set_index("run")["unlike_baseline"]
+    assert row["taught-det"] == "no paste"
+    assert row["taught-map"].startswith("train.epochs 7 (not ")
+    assert pd.isna(row["student-det"])
+    assert r"$^\S$" in (results / "tables" / "mixed.tex").read_text()
+
+
+def test_rows_that_differ_alike_share_a_note(raw, results):
+    del raw["students"]["student-det"]["paste"]
+    raw["distilled"]["again-det"] = {"student": "student-det", "teacher": "teacher-det", "distill": {"mask": "ones"}}
+    raw["tables"]["mixed"] = ["student-det", "taught-det", "again-det", "student-map"]
+    params = settings.parse(raw)
+    write_run(params, results, "again-det", [{"mAP": 0.59, "NDS": 0.67}])
+    _, notes = made(params, results)
+    shared = "§ taught-det, again-det: unlike their baselines they have no paste; part of the difference may be that."
+    assert shared in {note.removesuffix("<br>") for note in notes}
+
+
+def test_labels_for_the_teacher_are_part_of_the_teaching(raw, results):
+    """A detector taught by a map segmenter has the block `map`, which it needs for its teacher's labels alone."""
+    raw["distilled"]["taught-det"]["teacher"] = "teacher-map"
+    raw["distilled"]["taught-det"]["distill"] = {"mask": "ones"}
+    params = settings.parse(raw)
+    assert params.run("taught-det").map is not None
+    assert gains.unlike("taught-det", params, results) == []
+    assert gains.unlike("student-det", params, results) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"inputs": {"infos": "4567"}}, "other data"),
+        ({"versions": {"python": "3.11", "torch": "2.9"}}, "other versions (fewer known, not torch 2.9)"),
+        ({"commit": "b" * 40}, "another commit"),
+        ({"dirty": True}, "no uncommitted changes"),
+    ],
+)
+def test_records_that_differ_are_said(params, results, changes, found):
+    write_run(params, results, "student-det", [{"mAP": 0.58, "NDS": 0.67}], **changes)
+    assert gains.unlike("taught-det", params, results) == [found]
+
+
+def test_other_seeds_are_said(params, results):
+    write_run(params, results, "taught-map", [{"mIoU": 0.53}])
+    assert gains.unlike("taught-map", params, results) == ["seeds 0 (not 0, 1)"]
+
+
+@pytest.mark.parametrize(
+    ("own", "alone", "words"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": {"b": 1.0, "c": [1, 2]}}, {"a": {"b": 2.0, "c": [1, 3]}}, ["a.b 1.0 (not 2.0)", "a.c 1 2 (not 1 3)"]),
+        ({"a": 1}, {"a": 1, "b": {"c": 1}}, ["no b"]),
+        ({"a": 1, "b": {"c": 1}}, {"a": 1}, ["b"]),
+        ({"a": {"b": 1}}, {"a": {}}, ["a.b 1"]),
+        ({"a": {"kind": "x", "b": 1}}, {"a": {"kind": "y"}}, ["a.kind x (not y)", "a.b 1"]),
+    ],
+)
+def test_differences_of_settings_in_words(own, alone, words):
+    assert gains._settings(own, alone) == words
 
 
 @pytest.mark.parametrize(

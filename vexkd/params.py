@@ -520,6 +520,15 @@ class Run(Strict):
         """What training depends on, as plain values: everything but `inference`."""
         return self.model_dump(mode="json", by_alias=True, exclude={"inference"}, exclude_none=True)
 
+    def besides_teaching(self) -> dict[str, Any]:
+        """All settings that a student and the same student distilled have to share for their difference to be the teaching.
+
+        Without names and `distill`, and without what only labels for the teacher's head need.
+        """
+        teaching = {"name", "kind", "student", "teacher", "distill"} | {head for head in HEADS if head != self.head}
+        training = {key: value for key, value in self.training().items() if key not in teaching}
+        return training | {"inference": self.after_training()}
+
     def after_training(self) -> dict[str, Any]:
         """The `inference` settings as plain values."""
         return self.inference.model_dump(mode="json", exclude_none=True)

@@ -12,9 +12,10 @@ from vexkd import provenance
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 from vexkd.params import Params
-from vexkd.report import drawing, runs
+from vexkd.report import drawing, gains, runs
 from vexkd.report.birdseye import birdseye
 from vexkd.report.map_figure import maps
+from vexkd.report.tables import UNLIKE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ def distillation(*, params: Params, results: Path) -> None:
     stem = results / "figures" / "distillation"
     provenance.write_text(stem.with_suffix(".csv"), frame.to_csv(index=False))
 
+    unlike = {name for name in names if gains.unlike(name, params, results)}
     high = max((frame[side] + frame[f"{side}_std"].fillna(0)).max() for side in ("baseline", "distilled"))
     columns = min(len(names), 4)
     rows = -(-len(names) // columns)
@@ -49,11 +51,14 @@ def distillation(*, params: Params, results: Path) -> None:
             _dumbbells(axis, frame[frame.run == name], limit=max(1.0, 1.04 * high))
             run = params.run(name)
             axis.set_title(f"{name}\n", **drawing.title_style(name))
-            axis.text(0, 1.015, f"{run.student}, taught by {run.teacher}", transform=axis.transAxes, fontsize=6.5)
+            words = f"{run.student}, taught by {run.teacher}" + (f" {UNLIKE}" if name in unlike else "")
+            axis.text(0, 1.015, words, transform=axis.transAxes, fontsize=6.5)
         for axis in axes[-columns:]:
             axis.tick_params(labelbottom=True)
             axis.set_xlabel("AP, mAP, NDS (%)")
         note = runs.dataset(params, names)
+        if unlike:
+            note += f"\n{UNLIKE} differs from its student alone in more than the teaching; tables and report.html say in what"
         if frame.distilled_std.notna().any():
             note += "\nBands: ± one standard deviation over the seeds"
         drawing.heading(made, "What distillation gains", note)

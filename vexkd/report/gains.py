@@ -1,4 +1,4 @@
-"""What a distilled run gains over its student trained alone, and how sure that is.
+"""What a distilled run gains over its student trained alone, how sure that is, and whether the teaching alone made it.
 
 Two things are drawn with replacement: scenes, the same ones for both runs (see `vexkd.evaluate.resamples`), and, where the
 runs share several seeds, these. The interval holds the middle 95 % of the gains found so (percentile bootstrap).
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from vexkd.report import runs
+from vexkd.params import Params
+from vexkd.report import origins, runs
 
 LEVEL = 0.95
 FEW_SCENES = 20  # with fewer the interval is shown, but the table says that it is not to be trusted
@@ -48,6 +49,54 @@ def gain(run: str, student: str, score: str, results: Path) -> Gain | None:
     differences, scenes = drawn
     low, high = interval(differences)
     return Gain(mean, deviation, low, high, scenes)
+
+
+def unlike(run: str, params: Params, results: Path) -> list[str]:
+    """What a distilled run has unlike its student, besides the teaching, in words that follow "it has"; none for others.
+
+    Compared are the settings, and of the records the data, the versions, the commit and the seeds.
+    """
+    row = params.run(run)
+    if row.kind != "distilled" or row.student is None:
+        return []
+    found = _settings(row.besides_teaching(), params.run(row.student).besides_teaching())
+    own, alone = runs.origin(run, results), runs.origin(row.student, results)
+    if origins.data(own) != origins.data(alone):
+        found.append("other data")
+    mine, theirs = origins.environment(own), origins.environment(alone)
+    if mine != theirs:
+        found.append(f"other versions ({origins.news(mine, theirs)}, not {origins.news(theirs, mine)})")
+    if origins.commits(own) != origins.commits(alone):
+        found.append("another commit")
+    if origins.dirty(own) != origins.dirty(alone):
+        found.append("uncommitted changes" if origins.dirty(own) else "no uncommitted changes")
+    seeds = [", ".join(origin["seeds"]) for origin in (own, alone)]
+    if seeds[0] != seeds[1]:
+        found.append(f"seeds {seeds[0]} (not {seeds[1]})")
+    return found
+
+
+def _settings(own: dict[str, Any], alone: dict[str, Any], path: str = "") -> list[str]:
+    """Where two mappings of settings differ, the whole block where one lacks it."""
+    found = []
+    for key in dict.fromkeys([*alone, *own]):
+        name, mine, theirs = f"{path}{key}", own.get(key), alone.get(key)
+        if mine == theirs:
+            continue
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            found += _settings(mine, theirs, f"{name}.")
+        elif mine is None:
+            found.append(f"no {name}")
+        elif isinstance(mine, dict) or theirs is None:
+            found.append(name if isinstance(mine, dict) else f"{name} {_plain(mine)}")
+        else:
+            found.append(f"{name} {_plain(mine)} (not {'a block' if isinstance(theirs, dict) else _plain(theirs)})")
+    return found
+
+
+def _plain(value: Any) -> str:
+    """A setting as text; of a list its values."""
+    return " ".join(map(_plain, value)) if isinstance(value, list) else str(value)
 
 
 def interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, float]:

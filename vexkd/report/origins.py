@@ -34,14 +34,14 @@ def _usual(values: list[str]) -> str:
     return Counter(values).most_common(1)[0][0]
 
 
-def _data(origin: dict[str, Any]) -> str:
+def data(origin: dict[str, Any]) -> str:
     """What a run was trained and scored on: hash of the prepared data, version and split."""
     hashes = {str(seed.get("inputs", {}).get("infos")) for seed in origin["seeds"].values()}
     scored = origin["evaluation"].get("dataset") or {}
     return " ".join([*sorted(hashes), *(str(scored.get(key)) for key in ("version", "split"))])
 
 
-def _environment(origin: dict[str, Any]) -> str:
+def environment(origin: dict[str, Any]) -> str:
     """Versions of what decides results, as text: of every seed's training and of the scoring."""
     records = [*origin["seeds"].values(), origin["evaluation"]]
     versions = [{k: v for k, v in (r.get("versions") or {}).items() if k not in ("snakemake", "dvc")} for r in records]
@@ -50,7 +50,7 @@ def _environment(origin: dict[str, Any]) -> str:
 
 def marked(params: Params, origins: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Why a row is not like the others: commit, uncommitted changes, settings, data or versions are not theirs."""
-    usual = {how: _usual([how(origin) for origin in origins.values()]) for how in (_commit_text, _data, _environment)}
+    usual = {how: _usual([how(origin) for origin in origins.values()]) for how in (_commit_text, data, environment)}
     reasons = {}
     for run, origin in origins.items():
         asked = provenance.digest(params.run(run).training())
@@ -61,11 +61,11 @@ def marked(params: Params, origins: dict[str, dict[str, Any]]) -> dict[str, str]
             reason.append("with uncommitted changes")
         if any(seed.get("settings_digest") != asked for seed in origin["seeds"].values()):
             reason.append(f"trained with other settings than {Path(params.path).name} has now")
-        if _data(origin) != usual[_data]:
+        if data(origin) != usual[data]:
             reason.append("made from other data than most rows")
-        if _environment(origin) != usual[_environment]:
-            news = _news(_environment(origin), usual[_environment])
-            reason.append(f"made with other versions than most rows ({news})")
+        if environment(origin) != usual[environment]:
+            found = news(environment(origin), usual[environment])
+            reason.append(f"made with other versions than most rows ({found})")
         if reason:
             reasons[run] = ", ".join(reason)
     return reasons
@@ -75,7 +75,7 @@ def _commit_text(origin: dict[str, Any]) -> str:
     return " ".join(commits(origin))
 
 
-def _news(text: str, usual: str) -> str:
+def news(text: str, usual: str) -> str:
     """The parts of a list that are not in another."""
     known = set(usual.replace("; ", ", ").split(", "))
     return ", ".join(dict.fromkeys(p for p in text.replace("; ", ", ").split(", ") if p not in known)) or "fewer known"
@@ -91,5 +91,6 @@ def hardware(origin: dict[str, Any]) -> list[str]:
     words = []
     for seed in origin["seeds"].values():
         cpu = (seed.get("hardware") or {}).get("cpu", seed["device"])
-        words.append(f"{cpu} ({seed['threads']} threads)" if on_cpu(seed) else f"{seed['devices']} × {seed['device']}")
+        threads = f"{seed.get('threads')} thread{'' if seed.get('threads') == 1 else 's'}"  # imported weights have none
+        words.append(f"{cpu} ({threads})" if on_cpu(seed) else f"{seed['devices']} × {seed['device']}")
     return list(dict.fromkeys(words))

@@ -147,7 +147,7 @@ def _overview(params: Params, results: Path) -> Markup:
     rows = []
     for name, run in params.runs.items():
         done = "done" if run_section.is_finished(name, results) else "no results"
-        kind = {"pretrained": "pretraining", "teachers": "teacher", "students": "student"}.get(run.kind, "distilled")
+        kind = run_section.KINDS.get(run.kind, run.kind)
         cells = [kind, run.task, " + ".join(run.sensors), run.head, run.teacher or "", str(run.train.epochs), done]
         rows.append([name, *cells])
     seeds = ", ".join(map(str, params.seeds))

@@ -12,11 +12,12 @@ import pandas as pd
 from vexkd import params as settings
 from vexkd.errors import InputError
 from vexkd.params import Params, Run
-from vexkd.report import origins, runs, tables
+from vexkd.report import gains, origins, runs, tables
 from vexkd.report.markup import Markup, element, join
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito, one a seed
 POINTS = 200  # of a curve
+KINDS = {"pretrained": "pretraining", "teachers": "teacher", "students": "student"}  # a run's kind in words
 CLASS_ERRORS = {"trans_err": "ATE (m)", "scale_err": "ASE (1-IoU)", "orient_err": "AOE (rad)"}
 CLASS_ERRORS |= {"vel_err": "AVE (m/s)", "attr_err": "AAE (1-acc.)"}
 
@@ -29,7 +30,7 @@ def is_finished(name: str, results: Path) -> bool:
 def section(run: Run, params: Params, results: Path, pictures: list[Markup]) -> Markup:
     """The section of a run; `pictures` have headings of level 4."""
     anchor = f"run-{run.name}"
-    parts: list[Any] = [element("h3", element("code", run.name), id=anchor), _facts(run, params)]
+    parts: list[Any] = [element("h3", element("code", run.name), id=anchor), _facts(run, params, results)]
     if is_finished(run.name, results):
         metrics = runs.metrics(run.name, results)
         parts += [element("h4", "Scores"), _scores(metrics), _by_class(run.name, metrics)]
@@ -41,16 +42,20 @@ def section(run: Run, params: Params, results: Path, pictures: list[Markup]) -> 
     return element("section", parts, class_="run", aria_labelledby=anchor)
 
 
-def _facts(run: Run, params: Params) -> Markup:
+def _facts(run: Run, params: Params, results: Path) -> Markup:
     """What the run is, and where it stands."""
     facts: list[tuple[str, Any]] = [
-        ("Kind", f"{run.kind}, {run.task}"),
+        ("Kind", f"{KINDS.get(run.kind, run.kind)}, {run.task}"),
         ("Sensors", " + ".join(run.sensors)),
         ("Head", run.head + (f", fusion {run.fusion}" if run.fusion else "")),
     ]
     for label, other in (("Starts from", run.start), ("Student", run.student), ("Teacher", run.teacher)):
         if other:
             facts.append((label, element("a", other, href=f"#run-{other}")))
+    both = [name for name in (run.name, run.student) if name and is_finished(name, results)]
+    unlike = gains.unlike(run.name, params, results) if len(both) == 2 else []
+    if unlike:
+        facts.append((f"Unlike {run.student}", f"has {', '.join(unlike)} {tables.UNLIKE}"))
     shown = [name for name, rows in params.tables.items() if run.name in rows]
     links = [join([element("a", name, href=f"#table-{name}"), " "]) for name in shown]
     return _definitions([*facts, *([("In tables", links)] if links else [])])

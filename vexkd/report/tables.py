@@ -19,6 +19,7 @@ from vexkd.report import gains, origins, runs
 
 MARK = "†"  # a row that was not made as the others
 WEAK = "‡"  # a gain over a baseline that is weaker than public ones
+UNLIKE = "§"  # a gain whose two runs differ in more than the teaching
 SCORES = ("mAP", "NDS", "mIoU")
 # Column of the CSV -> key in metrics.json and heading.
 ERRORS = {
@@ -30,8 +31,8 @@ ERRORS = {
 }
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "±": r"$\pm$", "−": "$-$",
-    MARK: r"$^\dagger$", WEAK: r"$^\ddagger$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$",
-    "×": r"$\times$", "<": "$<$",
+    MARK: r"$^\dagger$", WEAK: r"$^\ddagger$", UNLIKE: r"$^\S$", "Δ": r"$\Delta$",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$", "×": r"$\times$", "<": "$<$",
 }  # fmt: skip
 
 
@@ -143,6 +144,7 @@ def _row(run: Run, params: Params, results: Path, origin: dict[str, Any], marked
         **{column: metrics.get(key) for column, (key, _) in ERRORS.items()},
         **_gain(run, results),
         "weak_baseline": bool(_weak(run, params, results)),
+        "unlike_baseline": ", ".join(gains.unlike(run.name, params, results)) or None,
         **_reported(run, params, metrics),
         **cost(list(origin["seeds"].values())),
         **measured(run.name, results, list(origin["seeds"].values())),
@@ -328,6 +330,7 @@ def _notes(
         alike.setdefault(reason, []).append(run)
     notes += [f"{MARK} {', '.join(found)}: {reason}." for reason, found in alike.items()]
     notes += [note for name in names for note in _weak_note(params.run(name), params, results)]
+    notes += _unlike_notes(frame)
     sources = frame.dropna(subset="reported_source")
     notes += [f"Reported, {row.run}: {row.reported_source}." for row in sources.itertuples()]
     return notes
@@ -354,6 +357,15 @@ def _weak_note(run: Run, params: Params, results: Path) -> list[str]:
     return [f"{WEAK} {run.name}: its baseline {run.student} has {public}; part of the gain may be that."]
 
 
+def _unlike_notes(frame: pd.DataFrame) -> list[str]:
+    """One sentence for all rows that differ from their baselines in the same."""
+    notes = []
+    for found, rows in frame.dropna(subset="unlike_baseline").groupby("unlike_baseline", sort=False):
+        whose = "its baseline it has" if len(rows) == 1 else "their baselines they have"
+        notes.append(f"{UNLIKE} {', '.join(rows['run'])}: unlike {whose} {found}; part of the difference may be that.")
+    return notes
+
+
 def _one_device_each(frame: pd.DataFrame) -> bool:
     """Whether wall time says no more than device-hours do."""
     wall = frame["wall_hours"]
@@ -376,7 +388,7 @@ def _letters(sensors: str) -> str:
 
 
 def _gain_text(row: dict[str, Any], score: str) -> str:
-    """A gain with its interval, or its spread over the seeds where there is none; marked over a weak baseline."""
+    """A gain with its interval, or its spread over the seeds where there is none, and its marks."""
     gain, low, high = (row[f"{score}_gain{part}_points"] for part in ("", "_low", "_high"))
     if pd.isna(gain):
         return ""
@@ -384,7 +396,8 @@ def _gain_text(row: dict[str, Any], score: str) -> str:
     text = (
         _spread(bare, row[f"{score}_gain_std_points"]) if pd.isna(low) else f"{bare} [{_signed(low)}, {_signed(high)}]"
     )
-    return f"{text} {WEAK}" if row["weak_baseline"] else text
+    marks = (WEAK if row["weak_baseline"] else "") + ("" if pd.isna(row["unlike_baseline"]) else UNLIKE)
+    return f"{text} {marks}" if marks else text
 
 
 def _reported_text(reported: float | None, difference: float | None) -> str:
