@@ -17,6 +17,7 @@ import yaml
 from conftest import tiny_settings
 
 from vexkd import cli, params
+from vexkd.boxes import CLASSES
 
 HEAVY = ("torch", "spconv", "nuscenes", "transformers", "accelerate", "matplotlib", "pandas")
 
@@ -580,3 +581,64 @@ def test_results_that_are_not_there(refused, desk, tmp_path):
     (tmp_path / "tables/main.md").write_text("| a |\n")
     assert "its tables differ" in refused("readme", page, "--results", tmp_path, "--check")
     assert "| a |" not in page.read_text()
+
+
+DAMAGED = {
+    "empty": b"",
+    "another": b"{}",
+    "a list": b"[]",
+    "null": b"null",
+    "no text": b"\xff\xfe\x00",
+    "half": b'{"mAP": 0.',
+}
+READERS = {
+    "metrics.json": [["table", "main"], ["figure", "distillation"]],
+    "provenance.json": [["table", "main"]],
+    "curve.csv": [["figure", "curves"]],
+}
+
+
+@pytest.fixture
+def finished(desk, tmp_path) -> Path:
+    """A results folder in which every run has sound scores, records and a curve."""
+    errors = {"translation": 0.5, "scale": 0.2, "orientation": 1.0, "velocity": 1.0, "attribute": 0.3}
+    classes = dict.fromkeys(CLASSES, 0.3)
+    detected = {"mAP": 0.4, "NDS": 0.4, "AP": classes, "errors": dict.fromkeys(CLASSES, errors)}
+    segmented = {"mIoU": 0.3, "IoU": dict.fromkeys(params.MAP_CLASSES, 0.3)}
+    record = {"device": "CPU", "devices": 1, "threads": 1, "training_seconds": 9.0, "parameters": 10}
+    for run in params.load(desk.params).runs.values():
+        folder = tmp_path / "runs" / run.name
+        folder.mkdir(parents=True)
+        scores = segmented if run.task == "segmentation" else detected
+        spread = json.loads(json.dumps(scores), parse_float=lambda _: None)
+        metrics = {**scores, "n": 1, "spread": spread, "seeds": {"0": scores}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "provenance.json").write_text(json.dumps({"seeds": {"0": record}, "evaluation": {}}))
+        (folder / "curve.csv").write_text("seed,step,epoch,lr,loss\n0,0,0,0.001,2.0\n0,10,0,0.001,1.0\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_results_that_are_damaged_are_named(vexkd, refused, desk, finished, name):
+    path = finished / "runs/centerpoint-det-vexkd" / name
+    whole = path.read_bytes()
+    for reader in READERS[name]:
+        given = [*reader, "--params", desk.params, "--results", finished]
+        assert vexkd(*given)[0] == 0
+        for damage in DAMAGED.values():
+            path.write_bytes(damage)
+            sentence = refused(*given)
+            assert sentence.startswith(f"{path}: this is not ")
+            assert sentence.endswith("delete it and evaluate the run again.")
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_a_trainings_curve_that_is_damaged_is_named(refused, desk, tmp_path, damage):
+    run = tmp_path / "centerpoint-det/seed0"
+    run.mkdir(parents=True)
+    for name in ("predictions.json", "provenance.json"):
+        (run / name).write_text('{"meta": {}, "results": {}}')
+    (run / "curve.csv").write_bytes(damage)
+    given = flags({"models": tmp_path, "results": desk.results, "root": desk.town / "data"})
+    assert f"{run / 'curve.csv'}: this is not the curve of a training" in refused("evaluate", "centerpoint-det", *given)

@@ -249,7 +249,7 @@ def _predictions_meta(file: Path) -> dict[str, Any]:
             return json.loads(safetensors_header(file)[0]["__metadata__"]["vexkd"])
         except (ValueError, KeyError, TypeError):
             return {}
-    with file.open(encoding="utf-8") as stream:
+    with file.open(encoding="utf-8", errors="replace") as stream:
         _, found, rest = stream.read(_HEAD).partition('"meta":')
     try:
         return json.JSONDecoder().raw_decode(rest.lstrip())[0] if found else {}

@@ -38,7 +38,7 @@ def read(run: str, *, models: Path, seeds: Sequence[int], predictions: str) -> S
                 raise InputError(f"{folder / file}: there is no such file; make it with 'vexkd {verb}' for run {run}.")
     curves = []
     for seed, folder in folders.items():
-        curve = pd.read_csv(folder / "curve.csv", dtype=str, keep_default_na=False)  # text: digits stay as written
+        curve = _curve(folder / "curve.csv")
         curves.append(curve.drop(columns="seed", errors="ignore").assign(seed=seed))
     joined = pd.concat(curves, ignore_index=True)
     return Seeds(
@@ -48,6 +48,17 @@ def read(run: str, *, models: Path, seeds: Sequence[int], predictions: str) -> S
         records={seed: trained.record(folder) for seed, folder in folders.items()},
         curve=joined[["seed", *(column for column in joined.columns if column != "seed")]],
     )
+
+
+def _curve(path: Path) -> pd.DataFrame:
+    """A training's curve as text, so that digits stay as they were written."""
+    try:
+        found = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError:  # pandas' own and UnicodeDecodeError are such
+        found = pd.DataFrame()
+    if not {"step", "loss"} <= set(found):
+        raise InputError(f"{path}: this is not the curve of a training; train the run again.")
+    return found
 
 
 def write(found: Seeds, metrics: dict[str, Any], *, results: Path, **facts: Any) -> None:

@@ -30,6 +30,8 @@ def record(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: this is not JSON ({str(error).rstrip('.')}); make the file again.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: this is not the record of a training; train the run again.")
     measured = benchmark(folder / BENCHMARK)
     return found | {"benchmark": measured} if measured else found
 

@@ -77,7 +77,7 @@ def read_predictions(run: str, models: Path, seed: int) -> dict[str, list[dict[s
         raise InputError(f"{path}: there is no such prediction file; make it with 'vexkd predict' for run {run}.")
     try:
         found = json.loads(path.read_text())["results"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: this is not a nuScenes submission file; predict again.") from None
     if not found:
         raise InputError(f"{path}: there is no sample in it; predict again.")

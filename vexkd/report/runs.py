@@ -16,20 +16,27 @@ SYNTHETIC = "synthetic data (embedded town), not nuScenes"
 
 def metrics(run: str, results: Path) -> dict[str, Any]:
     """metrics.json of a run: scores as fractions, errors in nuScenes' units; see `vexkd.evaluate.detection.collect`."""
-    return _json(run, results, "metrics.json")
+    found = _json(run, results, "metrics.json")
+    if not ({"mAP", "NDS"} <= set(found) or "mIoU" in found):
+        raise _other(run, results, "metrics.json", "the scores of a run")
+    return found
 
 
 def origin(run: str, results: Path) -> dict[str, Any]:
     """provenance.json of a run: `seeds`, the training record of each seed, and `evaluation`."""
-    return _json(run, results, "provenance.json")
+    found = _json(run, results, "provenance.json")
+    seeds = found.get("seeds")
+    records = [*seeds.values(), found.get("evaluation")] if isinstance(seeds, dict) and seeds else [None]
+    if not all(isinstance(record, dict) for record in records) or any("device" not in each for each in records[:-1]):
+        raise _other(run, results, "provenance.json", "the records of a run's trainings and evaluation")
+    return found
 
 
 def resamples(run: str, results: Path) -> dict[str, Any] | None:
     """resamples.json of a run: scores of resampled scenes by seed; see `vexkd.evaluate.resamples`. None where absent."""
     found = optional(run, results, "resamples.json")
     if found and not {"scenes", "draws", "generator_seed", "seeds"} <= set(found):
-        path = Path(results) / "runs" / run / "resamples.json"
-        raise InputError(f"{path}: these are no scores of resampled scenes; delete it and evaluate the run again.")
+        raise _other(run, results, "resamples.json", "scores of resampled scenes")
     return found or None
 
 
@@ -40,7 +47,15 @@ def optional(run: str, results: Path, name: str) -> dict[str, Any]:
 
 def curve(run: str, results: Path) -> pd.DataFrame:
     """curve.csv of a run, with a `seed` column."""
-    return pd.read_csv(_file(run, results, "curve.csv"))
+    path = _file(run, results, "curve.csv")
+    try:
+        found = pd.read_csv(path)
+        whole = {"seed", "step", "loss"} <= set(found) and all(map(pd.api.types.is_numeric_dtype, found.dtypes))
+    except ValueError:  # pandas' own and UnicodeDecodeError are such
+        whole = False
+    if not whole:
+        raise _other(run, results, "curve.csv", "the curve of a training")
+    return found
 
 
 def dataset(params: Params, names: list[str]) -> str:
@@ -61,6 +76,15 @@ def _file(run: str, results: Path, name: str) -> Path:
 def _json(run: str, results: Path, name: str) -> dict[str, Any]:
     path = _file(run, results, name)
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: this is not JSON ({error}); delete it and make it again.") from None
+        found = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no text
+        raise InputError(f"{path}: this is not JSON ({error}); delete it and evaluate the run again.") from None
+    if not isinstance(found, dict):
+        raise _other(run, results, name, "a mapping")
+    return found
+
+
+def _other(run: str, results: Path, name: str, expected: str) -> InputError:
+    """What to raise where a file of a run holds something else."""
+    path = Path(results) / "runs" / run / name
+    return InputError(f"{path}: this is not {expected}; delete it and evaluate the run again.")
