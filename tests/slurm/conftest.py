@@ -49,6 +49,14 @@ def made(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.name != "benchmark.tsv"}
 
 
+def unlike(found: dict[str, bytes], expected: dict[str, bytes]) -> dict[str, str]:
+    """Files that only one of two checkouts has, or that differ, with the end of both."""
+    names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    return {
+        name: f"{found.get(name, b'absent')[-300:]!r} for {expected.get(name, b'absent')[-300:]!r}" for name in names
+    }
+
+
 @dataclass
 class Session:
     """`snakemake --profile slurm` in a checkout, whose trainings can be watched."""
@@ -89,10 +97,10 @@ class Session:
         log = Path(f"{self.place.environment['STAND_IN_CALLS']}.steps")
         return log.read_text().splitlines() if log.exists() else []
 
-    def wait_for_step(self, run: str, step: int, seconds: float = 120) -> None:
+    def wait_for_step(self, run: str, step: int, seconds: float = 300) -> None:
         self.wait_until(lambda: f"{run} 0 {step}" in self.steps(), f"{run} never came to step {step}", seconds)
 
-    def wait_until(self, ready: Callable[[], bool], problem: str, seconds: float = 120) -> None:
+    def wait_until(self, ready: Callable[[], bool], problem: str, seconds: float = 300) -> None:
         end = time.monotonic() + seconds
         while not ready():
             assert time.monotonic() < end, f"{problem}:\n{self.output()}"

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """The real `vexkd` on a real Slurm, disturbed at random moments: is what it makes the same as undisturbed?
 
-    python tests/slurm/trial.py [--minutes 15] [--seed 0] [--install] [--folder FOLDER]
+    python tests/slurm/trial.py [--minutes 15] [--seed 0] [--install] [--folder FOLDER] [--params FILE [--undisturbed FOLDER]]
 
-A small town and four runs, one of them on two GPUs (null devices: two processes on the CPU). They are made once without
-Slurm and undisturbed; then `snakemake --profile slurm --directory ...` makes them again and again while jobs, processes,
-nodes and Snakemake itself are ended, and each time the same command is given again as a user would. Prints what was done to
-it, and fails if weights, curves, predictions, metrics, tables or figures differ. Root; see cluster.py.
+A small town and six runs of both tasks, one of them on two GPUs (null devices: two processes on the CPU). They are made
+once without Slurm and undisturbed; then `snakemake --profile slurm --directory ...` makes them again and again while jobs,
+processes, nodes and Snakemake itself are ended, and each time the same command is given again as a user would. Prints what
+was done to it, and fails if weights, curves, predictions, metrics, tables or figures differ. Root; see cluster.py.
+
+With --params it is the experiment of that file, all of it on one GPU each, and --undisturbed names a folder in which it was
+made already: `--params demo/params.yaml --undisturbed demo` after `make demo`.
 """
 
 from __future__ import annotations
@@ -37,19 +40,21 @@ from conftest import ROOT, tiny_settings
 from slurm.cluster import Cluster, ClusterError, commands, install
 from vexkd import params, seal
 
-RUNS = ["lidar-pretrain", "fusion-det", "centerpoint-det", "centerpoint-det-vexkd"]
+RUNS = ["lidar-pretrain", "fusion-det", "centerpoint-det", "centerpoint-det-vexkd", "fusion-seg", "centerpoint-seg"]
 PAIRED = "centerpoint-det-vexkd"  # the run on two GPUs
+ON_TWO = f"2 if wildcards.run == '{PAIRED}' else 1"
 EPOCHS = 12
 TOWN = {"scenes": 4, "samples": 3, "image_size": [160, 90], "beams": 16, "azimuths": 240, "sweeps_per_sample": 2}
 # What says how, where and when something was made, not what: it differs between any two runs.
 RECORDS = {"provenance.json", "benchmark.tsv", "latency.json", "report.html"}  # the last shows costs
+PARTS = ("models/**/*", "results/runs/**/*", "results/tables/*", "results/figures/*")
 COSTS = re.compile(r"hours|seconds|memory|GB", re.IGNORECASE)  # such columns of tables
 CALL = ["snakemake", "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10"]
-SLOW = 900.0  # seconds after the last disturbance within which all must be made
+SLOW = 1800.0  # seconds after the last disturbance within which all must be made
 
 
 def settings() -> dict:
-    """Four runs at test size, with dropout, that take long enough to be disturbed."""
+    """Runs at test size, with dropout, that take long enough to be disturbed."""
     raw = copy.deepcopy(tiny_settings())
     for kind in params.KINDS:
         raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
@@ -65,9 +70,12 @@ def settings() -> dict:
 
 def resources(**training: object) -> dict:
     """Those of trainings and predictions, for both profiles; the result depends on the number of processes alone."""
-    each = {"gpu": f"2 if wildcards.run == '{PAIRED}' else 1", "tasks_per_gpu": 0, "nodes": 1, "workers": 0}
+    each = {"gpu": 1, "tasks_per_gpu": 0, "nodes": 1, "workers": 0}
     each |= {"mem_mb": 1000, "runtime": 60}
-    return {"train": {**each, "checkpoint_minutes": "0.05", **training}, "predict": each}
+    return {
+        "train": {**each, "checkpoint_minutes": "0.05", **training},
+        "predict": each | {"gpu": training.get("gpu", 1)},
+    }
 
 
 def make_checkout(folder: Path, **training: object) -> None:
@@ -84,9 +92,11 @@ def make_checkout(folder: Path, **training: object) -> None:
 class Trial:
     """One folder: the checkout, the prepared experiment, what was made of it undisturbed, and disturbed copies."""
 
-    def __init__(self, folder: Path, cluster: Cluster) -> None:
-        self.folder, self.cluster = folder, cluster
+    def __init__(self, folder: Path, cluster: Cluster, file: Path | None = None, made: Path | None = None) -> None:
+        """The runs of `settings`, or those of a file, which may stand undisturbed in the folder `made`."""
+        self.folder, self.cluster, self.file, self.made = folder, cluster, file, made
         self.checkout, self.prepared, self.undisturbed = (folder / name for name in ("checkout", "prepared", "alone"))
+        self.undisturbed = made or self.undisturbed
         own = {name: value for name, value in os.environ.items() if not name.startswith(("SNAKEMAKE", "XDG", "SLURM"))}
         path = os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]])
         private = {"XDG_CONFIG_HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
@@ -96,10 +106,13 @@ class Trial:
     def prepare(self) -> None:
         """Prepare the data, and make everything once: without Slurm, undisturbed. What stands there already is kept."""
         if not self.checkout.exists():
-            make_checkout(self.checkout)
+            make_checkout(self.checkout, **({} if self.file else {"gpu": ON_TWO}))
         self.prepared.mkdir(exist_ok=True)
-        (self.prepared / "params.yaml").write_text(params.dump(settings()))
+        asked = params.load(self.file).raw if self.file else settings()
+        (self.prepared / "params.yaml").write_text(params.dump(asked))
         self._local(self.prepared, "prepare")
+        if self.made is not None:
+            return
         if not self.undisturbed.exists():
             shutil.copytree(self.prepared, self.undisturbed, symlinks=True)
         self._local(self.undisturbed)
@@ -315,7 +328,7 @@ def wait_for_queue(trial: Trial, disturber: Disturber) -> None:
 def differences(made: Path, expected: Path) -> list[str]:
     """Files of two experiments that are not the same, costs and provenance apart."""
     files = [
-        {str(file.relative_to(folder)) for part in ("models", "results") for file in folder.glob(f"{part}/**/*") if file.is_file()}
+        {str(file.relative_to(folder)) for part in PARTS for file in folder.glob(part) if file.is_file()}
         for folder in (made, expected)
     ]  # fmt: skip
     odd = [f"{name} is made by one of them alone" for name in sorted(files[0] ^ files[1])]
@@ -329,12 +342,13 @@ def content(file: Path) -> object:
     if file.name in RECORDS or file.name.endswith(".provenance.json"):
         return None
     if file.suffix == ".safetensors":
-        length = int.from_bytes(file.read_bytes()[:8], "little")
-        header = {name: value for name, value in seal.header(file).items() if name != "provenance"}
-        inputs = json.loads(header["inputs"])  # hashes of whole files; those of other weights cover their provenance
-        header["inputs"] = json.dumps({name: "" if name in ("start", "teacher") else inputs[name] for name in inputs})
-        tensors = {k: v for k, v in json.loads(file.read_bytes()[8 : 8 + length]).items() if k != "__metadata__"}
-        return header, tensors, file.read_bytes()[8 + length :]
+        tensors, start = seal.safetensors_header(file)
+        header = {name: value for name, value in tensors.pop("__metadata__").items() if name != "provenance"}
+        inputs = json.loads(
+            header.get("inputs", "{}")
+        )  # hashes of whole files; those of weights cover their provenance
+        header["inputs"] = {name: value for name, value in inputs.items() if name not in ("start", "teacher")}
+        return header, tensors, file.read_bytes()[start:]
     if file.parent.name == "tables":
         separator = {".csv": ",", ".md": "|", ".tex": "&"}[file.suffix]
         return without_costs(file.read_text(), separator)
@@ -358,7 +372,11 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="kept, and what is undisturbed in it used again; default: temporary"
     )
+    parser.add_argument("--params", type=Path, help="settings of the experiment; default: small runs of its own")
+    parser.add_argument("--undisturbed", type=Path, help="where that experiment was made; default: it is made first")
     options = parser.parse_args()
+    if options.undisturbed and not options.params:
+        parser.error("--undisturbed needs --params, the settings it was made with")
     if options.install:
         install()
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="vexkd-trial-"))).resolve()
@@ -366,7 +384,7 @@ def main() -> None:
     cluster = Cluster(folder / "cluster")
     cluster.up()
     try:
-        trial = Trial(folder, cluster)
+        trial = Trial(folder, cluster, options.params, options.undisturbed)
         began = time.monotonic()
         trial.prepare()
         print(f"{folder}: made undisturbed, without Slurm, in {time.monotonic() - began:.0f} s", flush=True)

@@ -77,9 +77,13 @@ def run(
 
 
 def before_queueing(params: Params) -> list[Check]:
-    """The errors among what takes no time to look for, where Snakemake is called to queue jobs: data, folder, clock."""
+    """The errors among what takes no time to look for, where Snakemake is called to queue jobs: data, folder, clock.
+
+    An embedded data set is made by the workflow itself, and so not looked at.
+    """
     here = Path.cwd()
-    found = [check_data(params, Path(params.root)), check_files(here), check_clock(here)]
+    found = [check_files(here), check_clock(here)]
+    found += [check_data(params, Path(params.root))] if params.synthetic is None else []
     return [check for check in found if check.status == "error"]
 
 
