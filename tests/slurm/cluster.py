@@ -138,8 +138,7 @@ class Cluster:
         """Cancel all jobs, end the daemons that `up` started, remove its links."""
         if self.record.exists():
             with contextlib.suppress(ClusterError, subprocess.SubprocessError):
-                self.call("scancel", "--user", "root")
-                self._wait("jobs do not end", lambda: not self.call("squeue", "-h"), seconds=15)
+                self._end_jobs()
             for name in reversed(list(self._started())):
                 self.stop(name)
             self.record.unlink()
@@ -186,6 +185,15 @@ class Cluster:
             self._wait(f"{name} does not end", lambda: started_at(entry["pid"]) != entry["started"], seconds=10)
         except ClusterError:
             os.kill(entry["pid"], signal.SIGKILL)
+
+    def _end_jobs(self) -> None:
+        """Cancel all jobs; what has not ended by itself after a while is killed with its node."""
+        self.call("scancel", "--user", "root")
+        try:
+            self._wait("jobs do not end", lambda: not self.call("squeue", "-h"), seconds=15)
+        except ClusterError:
+            for node in self._started().keys() - {"munged", "slurmctld"}:
+                self.kill_node(node)
 
     def _configure(self, nodes: list[str]) -> None:
         host = socket.gethostname().partition(".")[0]
