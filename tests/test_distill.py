@@ -1,11 +1,15 @@
 """The distillation against closed forms: losses, masks, who learns from what, and what is left in the weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from tqdm import tqdm
 
 from vexkd.distill import distiller, masks
 from vexkd.distill.losses import attention_transfer
 from vexkd.distill.schedule import MaskSchedule
+from vexkd.engine import train
 from vexkd.errors import InputError
 from vexkd.models import bev_model
 
@@ -156,6 +160,21 @@ def test_the_teacher_stays_as_it_was(lesson):
     sum(terms.values()).backward()
     assert all(torch.equal(v, before[k]) for k, v in task.teacher.state_dict().items())
     assert not any(m.training for m in task.teacher.modules())
+
+
+def test_a_measured_gradient_is_in_the_curve_whatever_steps_it_keeps(monkeypatch):
+    """Of 20 steps the curve keeps each tenth, and each third for its measurement."""
+    monkeypatch.setattr(train, "CURVE_POINTS", 2)
+    trainer = train.Trainer.__new__(train.Trainer)
+    trainer.position, trainer.total = train.Position(), 20
+    trainer.accelerator = SimpleNamespace(is_main_process=False)
+    for step in range(1, 21):
+        trainer.position.step = step
+        row = {"step": step - 1, "loss": 1.0, "lr": 1.0, "gradient": 3.0}
+        trainer._log(row | ({"gradient.distill.low.low": 2.0} if step % 3 == 0 else {}), tqdm(disable=True))
+    kept = [row["step"] + 1 for row in trainer.position.curve]
+    assert kept == [3, 6, 9, 10, 12, 15, 18, 20]
+    assert sum("gradient.distill.low.low" in row for row in trainer.position.curve) == 6
 
 
 def test_a_teacher_without_a_query_is_refused(settings):

@@ -1,6 +1,7 @@
 """The published methods: every term by loops or by hand, then each of them in training on a tiny town."""
 
 import copy
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 from conftest import tiny_settings
 
 from vexkd import params
-from vexkd.batch import Batch, Detections, Output, collate
+from vexkd.batch import Batch, Output, collate
 from vexkd.distill import distiller, regions
 from vexkd.distill.lesson import weights_of
 from vexkd.distill.peers import bevdistill, focal, maskd, s2m2, unidistill
@@ -80,7 +81,7 @@ def test_unidistill_features_and_relations_by_numpy():
     assert float(unidistill.point_distance(student, teacher, here, GRID)) == pytest.approx(feature, rel=1e-4)
     relations = []
     for side in points:
-        normed = [p / np.linalg.norm(p, axis=1, keepdims=True) for p in side]
+        normed = [p / (np.linalg.norm(p, axis=1, keepdims=True) + 1e-4) for p in side]
         relations.append([p @ p.T for p in normed])
     relation = sum(np.abs(s - t).mean() for s, t in zip(*relations, strict=True))
     assert float(unidistill.relation_distance(student, teacher, here, GRID)) == pytest.approx(relation, rel=1e-4)
@@ -108,6 +109,20 @@ def test_unidistill_responses_by_hand():
     assert float(found["box"]) == pytest.approx(0.5 * 5 / 10)
 
 
+def test_unidistill_regions_are_small():
+    """A car of 4 x 2 m in cells of 1 m: CornerNet's radius at an overlap of 0.7 is below 1, so its own cell alone."""
+    batch = SimpleNamespace(boxes=[torch.tensor([[0.4, 0.2, 0.0, 4.0, 2.0, 1.5, 0.5, 0.0, 0.0]])])
+    mask = regions.gaussians(batch, GRID, overlap=unidistill.OVERLAP, min_radius=unidistill.MIN_RADIUS)
+    assert mask.nonzero().tolist() == [[0, 0, 4, 6]]
+
+
+def test_unidistill_scores_are_clipped_as_published():
+    """Logits of -30 and -30: both scores are 1e-4 at least, so that nothing is left between them."""
+    mask = torch.ones(1, 1, 1, 2)
+    ours, theirs = ({"heatmap": torch.full((1, 2, 1, 2), value)} for value in (-30.0, -40.0))
+    assert float(unidistill.response_distance(ours, theirs, mask, boxes=False)["heatmap"]) == 0
+
+
 def test_unidistill_divides_by_the_whole_batch():
     method = unidistill.UniDistill(
         grid=GRID,
@@ -118,14 +133,16 @@ def test_unidistill_divides_by_the_whole_batch():
     features = {"low": maps(seed=1), "high": maps(seed=3)}
     taught = {"low": maps(seed=2), "high": maps(seed=4)}
     heat = [{"heatmap": maps(2, seed=s)} for s in (5, 6)]
-    step = lesson(Output(features, [heat[0]]), taught, heat[1])
+    truth = boxes()
+    truth[0][0, 3:5] = torch.tensor([10.0, 8.0])  # large enough for a Gaussian of more than one cell
+    step = lesson(Output(features, [heat[0]]), taught, heat[1], truth)
     count, area = method.positives(step.batch)
     assert count == 2
     assert area > 2
     terms, _ = method(SimpleNamespace(**vars(step), counts=torch.stack([count, area])))
-    expected = unidistill.point_distance(features["low"], taught["low"], boxes(), GRID) * 10 / 2
+    expected = unidistill.point_distance(features["low"], taught["low"], truth, GRID) * 10 / 2
     assert float(terms["distill.feature"]) == pytest.approx(float(expected))
-    mask = regions.gaussians(step.batch, GRID, overlap=0.7, min_radius=2)
+    mask = regions.gaussians(step.batch, GRID, overlap=0.7, min_radius=0)
     response = unidistill.response_distance([heat[0]], heat[1], mask, boxes=False)["heatmap"]
     assert float(terms["distill.heatmap"]) == pytest.approx(float(4 * response / mask.sum()))
 
@@ -462,28 +479,64 @@ def test_bevdistill_between_query_heads(class_room, head):
 
 @pytest.mark.parametrize("kind", ["transfusion", "detr"])
 def test_bevdistill_boxes_by_hand(kind):
-    """Codes off by 0.5 in all ten numbers, scores 0.8 and 0.2: (0.8 * 5 + 0.2 * 5) / 2, for one of two samples, two layers."""
+    """Codes off by 0.5 and by 0.25, scores 0.8 and 0.2: (0.8^2 * 5 + 0.2^2 * 2.5) / (0.8 + 0.2), for one sample, two layers."""
     truth = torch.cat(boxes())
-    codes = torch.zeros(2, 5, 10)
-    codes[0, [3, 1]] = (detr_head.encode(truth) if kind == "detr" else transfusion.encode(truth, GRID)) + 0.5
+    wanted = detr_head.encode(truth) if kind == "detr" else transfusion.encode(truth, GRID)
+    codes = torch.full((1, 5, 10), 40.0)
+    codes[0, [3, 1]] = wanted + torch.tensor([[0.5], [0.25]])
     kinds = {"detr": detr_head.DetrHead, "transfusion": transfusion.TransFusionHead}
-    head = kinds[kind].__new__(kinds[kind])  # without its layers: what it would match and find is given
+    head = kinds[kind].__new__(kinds[kind])  # without its layers: its predictions are given
     torch.nn.Module.__init__(head)
     head.grid, head.code_weights = GRID, torch.ones(10)
-    head.assign = lambda codes, logits, boxes, labels: (torch.tensor([3, 1])[: len(boxes)], torch.arange(len(boxes)))
-    head.decode = lambda predictions, bounds, **options: [
-        Detections(truth, torch.tensor([0.8, 0.2]), torch.zeros(2).long()),
-        Detections(truth[:0], torch.zeros(0), torch.zeros(0).long()),
-    ]
-    layers = [{"codes": codes, "logits": torch.zeros(2, 5, 10)}] * 2
+    layers = [{"codes": codes, "logits": torch.zeros(1, 5, 10)}] * 2
+    theirs = {"codes": wanted[None], "logits": torch.tensor([[[0.8, 0.1], [0.1, 0.2]]]).logit()}
+    theirs["logits"] = torch.nn.functional.pad(theirs["logits"], (0, 8), value=-30.0)
+    more = {"score": torch.ones(1, 2), "label": torch.tensor([[0, 1]])}
     predictions = layers if kind == "detr" else {"layers": layers}
-    step = lesson(Output(predictions=predictions))
+    step = lesson(
+        Output(predictions=predictions), predictions=[theirs] if kind == "detr" else {"layers": [theirs], **more}
+    )
     step.student = step.teacher = SimpleNamespace(head=head)
-    assert float(bevdistill.box_distance(step)) == pytest.approx(2 * (0.8 * 5 + 0.2 * 5) / 2 / 2, rel=1e-5)
+    expected = 2 * (0.8**2 * 5 + 0.2**2 * 2.5) / (0.8 + 0.2)
+    assert float(bevdistill.box_distance(step)) == pytest.approx(expected, rel=1e-4)
     place = bevdistill.places(head, predictions)
-    assert place.shape == (2, 10, 2)
+    assert place.shape == (1, 10, 2)
     metres = truth[0, :2] + (0.5 if kind == "detr" else 0.5 * GRID.cell)
     assert torch.allclose(place[0, 3], metres)
+
+
+def test_bevdistill_takes_the_best_queries_by_their_largest_score():
+    """Sixty queries, fifty teach: each once, whatever its second class; a proposal's place weighs its class's score alone."""
+    codes, logits = torch.randn(1, 60, 10), torch.randn(1, 60, 10, generator=torch.Generator().manual_seed(4))
+    expected = logits[0].amax(1).argsort(descending=True)[:50]
+    head = detr_head.DetrHead.__new__(detr_head.DetrHead)
+    ((found, scores),) = bevdistill.best_boxes(head, [{"codes": codes, "logits": logits}])
+    assert torch.allclose(scores, logits[0, expected].sigmoid())
+    assert torch.allclose(found, detr_head.decode_codes(codes[0, expected]))
+    head = transfusion.TransFusionHead.__new__(transfusion.TransFusionHead)
+    torch.nn.Module.__init__(head)
+    head.grid = GRID
+    label, place = torch.arange(60)[None] % 10, torch.rand(1, 60)
+    predictions = {"layers": [{"codes": codes, "logits": logits}], "score": place, "label": label}
+    ((_, scores),) = bevdistill.best_boxes(head, predictions)
+    joint = logits[0, torch.arange(60), label[0]].sigmoid() * place[0]
+    assert scores.amax(1).tolist() == pytest.approx(joint.sort(descending=True).values[:50].tolist())
+    assert int((scores > 0).sum()) == 50
+
+
+def test_bevdistill_matches_by_soft_classes_and_boxes():
+    """Costs by loops, and the cheapest of all assignments by trying each."""
+    codes, logits, wanted = torch.randn(3, 10), torch.randn(3, 4), torch.randn(2, 10)
+    scores = torch.rand(2, 4)
+    cost = np.zeros((3, 2))
+    for q, m in itertools.product(range(3), range(2)):
+        for k in range(4):
+            p, s = 1 / (1 + math.exp(-float(logits[q, k]))), float(scores[m, k])
+            cost[q, m] -= s * math.log(p) + (1 - s) * math.log(1 - p)
+        cost[q, m] += 0.25 * float((codes[q, :8] - wanted[m, :8]).abs().sum())
+    best = min(itertools.permutations(range(3), 2), key=lambda pair: cost[pair[0], 0] + cost[pair[1], 1])
+    chosen, truth = bevdistill.match(codes, logits, wanted, scores)
+    assert {int(t): int(c) for c, t in zip(chosen, truth, strict=True)} == dict(enumerate(best))
 
 
 def test_maskd_tokens_learn_from_the_masked_teacher_and_stop(class_room):

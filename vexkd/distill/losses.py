@@ -18,8 +18,9 @@ from vexkd.distill.adapters import Adapter
 EPSILON = 1e-24
 # Under the root of a map's length, so that an all-zero map stays zero.
 SHORTEST = 1e-12
-# Added to a channel's variance: a channel that is the same everywhere has no correlation, and no infinite gradient.
-VARIANCE = 1e-6
+# Added to a channel's deviation as published, and under its root: a channel that is the same everywhere has no
+# correlation, and no infinite gradient.
+DEVIATION, FLAT = 1e-6, 1e-24
 
 
 def laid_on(feature: Tensor, mask: Tensor | None) -> Tensor:
@@ -66,15 +67,18 @@ def smooth_l1(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
 def pearson(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     """PKD: half the mean squared difference of maps standardised per channel over (B, Y, X): 1 - r, mean over channels.
 
-    The statistics are those of the samples that are computed together: of one process and one part of a batch.
+    As published the deviations are those of a sample, so that the value is (N - 1) / N of it for N numbers a channel. The
+    statistics are those of the samples that are computed together: of one process and one part of a batch.
     """
     return (standard(laid_on(student, mask)) - standard(laid_on(teacher, mask))).square().mean() / 2
 
 
 def standard(feature: Tensor) -> Tensor:
-    """Each channel less its mean and over its standard deviation, over (B, Y, X)."""
+    """Each channel less its mean and over its standard deviation (that of a sample), over (B, Y, X)."""
     centred = feature - feature.mean(dim=(0, 2, 3), keepdim=True)
-    return centred / (centred.square().mean(dim=(0, 2, 3), keepdim=True) + VARIANCE).sqrt()
+    count = feature[:, 0].numel()
+    variance = centred.square().sum(dim=(0, 2, 3), keepdim=True) / max(1, count - 1)
+    return centred / ((variance + FLAT).sqrt() + DEVIATION)
 
 
 def channel_divergence(student: Tensor, teacher: Tensor, mask: Tensor | None, *, tau: float = 1.0) -> Tensor:

@@ -1,7 +1,7 @@
 """The training loop, top to bottom: data, forward, backward, step, log, checkpoint; resumable in mid-epoch.
 
-A task is a module with `forward(batch, positives) -> (loss terms, figures to watch)`, `positives(batch)`, `begin_step` and
-`model`: plain supervision (`Supervised` below) or distillation (`vexkd.distill.distiller.Distiller`).
+A task is a module with `forward(batch, positives) -> (loss terms, figures to watch)`, `positives(batch)`, `divisors(counts)`,
+`begin_step` and `model`: plain supervision (`Supervised` below) or distillation (`vexkd.distill.distiller.Distiller`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ from vexkd.errors import InputError
 from vexkd.models.bev_model import BEVModel
 from vexkd.params import Run
 
-# Lines of a curve at most about twice this: it travels in the header of the saved state, which must stay small.
+# Lines of a curve at most about twice this, beside those in which gradients were measured (`distill.monitor_every`): it
+# travels in the header of the saved state, which must stay small.
 CURVE_POINTS = 1000
+# What only some steps measure: a line with such a figure is kept, wherever it falls.
+MEASURED = "gradient."
 
 
 class Supervised(nn.Module):
@@ -51,6 +54,9 @@ class Supervised(nn.Module):
 
     def positives(self, batch: Batch) -> Tensor:
         return self.model.positives(batch)
+
+    def divisors(self, positives: Tensor) -> Tensor:
+        return self.model.divisors(positives)
 
     def forward(self, batch: Batch, positives: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
         losses = self.model.loss(self.model(batch), batch, positives)
@@ -185,9 +191,8 @@ class Trainer:
         self.bare.begin_step(epoch, self.position.step)
         rate = optim.apply_schedule(self.optimiser, self.run.train, self.position.step, self.total)
         positives = self.accelerator.reduce(sum(self.bare.positives(batch) for batch in batches), reduction="sum")
-        positives = positives.clamp(min=1) / (
-            len(batches) * self.accelerator.num_processes
-        )  # a part's share of the whole
+        share = len(batches) * self.accelerator.num_processes
+        positives = self.bare.divisors(positives) / share  # a part's share of the whole
         parts: list[dict[str, Tensor | float]] = []
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)  # the gradients of all parts travel between the processes once
@@ -234,7 +239,8 @@ class Trainer:
         step = self.position.step
         progress.update()
         progress.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}")
-        if step % max(1, self.total // CURVE_POINTS) == 0 or step == self.total:
+        measured = any(name.startswith(MEASURED) for name in row)
+        if measured or step % max(1, self.total // CURVE_POINTS) == 0 or step == self.total:
             self.position.curve.append(row)
         if not sys.stderr.isatty() and (step % max(1, self.total // 20) == 0 or step == self.total):
             left = (self.total - step) * self.position.seconds / step

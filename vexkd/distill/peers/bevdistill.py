@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from vexkd.batch import Detections
 from vexkd.distill import regions
 from vexkd.distill.adapters import adapter, widths
 from vexkd.distill.lesson import Lesson, Method, weights_of
@@ -24,9 +24,10 @@ from vexkd.models.detr_head import DetrHead
 from vexkd.models.transfusion import TransFusionHead
 from vexkd.params import Distill
 
-# Published: weights, width of the contrastive space, its temperature, and how many of the teacher's boxes teach.
+# Published: weights, width of the contrastive space, its temperature, how many of the teacher's boxes teach, and what a
+# box's distance counts against its classes when it is matched, over how many numbers of its code (all but the velocity).
 WEIGHTS = {"dense": 0.01, "contrast": 0.2, "box": 0.25}
-PROJECTION, TEMPERATURE, TOP = 512, 0.07, 50
+PROJECTION, TEMPERATURE, TOP, BOX_COST, MATCHED = 512, 0.07, 50, 0.25, 8
 
 
 class BEVDistill(Method):
@@ -69,16 +70,41 @@ def decoder_layers(predictions: Any) -> list[dict[str, Tensor]]:
     return predictions if isinstance(predictions, list) else predictions["layers"]
 
 
-def best_boxes(head: nn.Module, predictions: Any) -> list[Detections]:
-    """The TOP best boxes of each sample."""
-    options = {"top": TOP} if isinstance(head, DetrHead) else {"score": 0.0}
-    found = head.decode(predictions, bounds=head.grid.bounds, **options)
-    return [Detections(d.boxes[:TOP], d.scores[:TOP], d.labels[:TOP]) for d in found]
+@torch.no_grad()
+def best_boxes(head: nn.Module, predictions: Any) -> list[tuple[Tensor, Tensor]]:
+    """Of each sample boxes (M, 9) and class scores (M, K) of the last layer's TOP queries by their largest score."""
+    last = decoder_layers(predictions)[-1]
+    scores = last["logits"].float().sigmoid()  # B Q K
+    if isinstance(head, TransFusionHead):  # a proposal has one class, and its place a score too
+        scores = scores * predictions["score"][..., None] * F.one_hot(predictions["label"], scores.shape[2])
+    best = scores.amax(dim=2).topk(min(TOP, scores.shape[1]), dim=1).indices  # B M
+    return [
+        (boxes_of(head, codes[i].float()), score[i])
+        for codes, score, i in zip(last["codes"], scores, best, strict=True)
+    ]
 
 
 def codes_of(head: nn.Module, boxes: Tensor) -> Tensor:
     """Boxes (M, 9) as the codes (M, 10) of a query head."""
     return detr_head.encode(boxes) if isinstance(head, DetrHead) else transfusion.encode(boxes, head.grid)
+
+
+def boxes_of(head: nn.Module, codes: Tensor) -> Tensor:
+    """The inverse of `codes_of`."""
+    return detr_head.decode_codes(codes) if isinstance(head, DetrHead) else transfusion.decode_codes(codes, head.grid)
+
+
+@torch.no_grad()
+def match(codes: Tensor, logits: Tensor, wanted: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Hungarian matching of queries, codes (Q, 10) and logits (Q, K), to a teacher's codes (M, 10) and scores (M, K).
+
+    Cost: binary cross-entropy to all of the teacher's class scores, and the L1 distance of the codes.
+    """
+    with torch.autocast(codes.device.type, enabled=False):
+        cost = F.softplus(-logits) @ scores.T + F.softplus(logits) @ (1 - scores).T  # Q M
+        cost = cost + BOX_COST * torch.cdist(codes[:, :MATCHED], wanted[:, :MATCHED], p=1)
+    query, box = linear_sum_assignment(cost.nan_to_num(nan=1e5, posinf=1e5, neginf=-1e5).cpu().numpy())
+    return tuple(torch.as_tensor(index, device=codes.device) for index in (query, box))
 
 
 def sampled(feature: Tensor, points: Tensor, grid: BevGrid) -> Tensor:
@@ -87,18 +113,20 @@ def sampled(feature: Tensor, points: Tensor, grid: BevGrid) -> Tensor:
 
 
 def box_distance(lesson: Lesson) -> Tensor:
-    """L1 of the student's box codes to the teacher's best boxes, matched and weighted by score, mean over them.
+    """L1 of the student's box codes to the teacher's best boxes, matched, in each sample sum(s^2 d) / sum(s), s the score.
 
-    Summed over the decoder layers, mean over the samples.
+    The published code weighs a box by its score twice and divides once. Summed over the decoder layers, mean over samples.
     """
     found = best_boxes(lesson.teacher.head, lesson.teacher_predictions())
     head, total = lesson.student.head, 0.0
     for layer in decoder_layers(lesson.output.predictions):
-        for sample, theirs in enumerate(found):
+        for sample, (boxes, scores) in enumerate(found):
             codes, logits = layer["codes"][sample].float(), layer["logits"][sample].float()
-            chosen, truth = head.assign(codes.detach(), logits.detach(), theirs.boxes, theirs.labels)
-            difference = (codes[chosen] - codes_of(head, theirs.boxes[truth])).abs() * head.code_weights
-            total = total + (difference.sum(dim=1) * theirs.scores[truth]).sum() / max(1, len(truth)) / len(found)
+            wanted = codes_of(head, boxes)
+            chosen, truth = match(codes, logits, wanted, scores)
+            distance = ((codes[chosen] - wanted[truth]).abs() * head.code_weights).sum(dim=1)
+            weight = scores[truth].amax(dim=1)
+            total = total + (distance * weight.square()).sum() / weight.sum().clamp(min=1e-6) / len(found)
     return total
 
 

@@ -131,6 +131,8 @@ class ContextBlock(nn.Module):
         self.change = nn.Sequential(
             nn.Conv2d(channels, hidden, 1), nn.LayerNorm([hidden, 1, 1]), nn.ReLU(), nn.Conv2d(hidden, channels, 1)
         )
+        nn.init.kaiming_normal_(self.look.weight, mode="fan_in", nonlinearity="relu")
+        nn.init.zeros_(self.look.bias)
         nn.init.zeros_(self.change[3].weight)
         nn.init.zeros_(self.change[3].bias)
 

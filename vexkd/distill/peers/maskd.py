@@ -100,7 +100,7 @@ def build(*, settings: Distill, student: BEVModel, teacher: BEVModel, teacher_na
     ours, theirs = widths(student), widths(teacher)
     return MasKD(
         tokens={level: MaskTokens(theirs[level]) for level in settings.levels},
-        adapters={k: adapter("where-widths-differ", ours[k], theirs[k], hidden=0.0) for k in settings.levels},
+        adapters={k: adapter("always", ours[k], theirs[k], hidden=0.0) for k in settings.levels},
         levels=settings.levels,
         weights=weights_of("maskd", WEIGHTS, settings.weights),
     )

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vexkd.batch import Batch
@@ -28,8 +27,10 @@ WEIGHTS = {
     ("lidar", "camera"): {"feature": 100.0, "relation": 40.0, "response": 10.0},
     ("camera", "lidar"): {"feature": 10.0, "relation": 5.0, "response": 1.0},
 }
-# The Gaussians over the boxes where predictions are compared: overlap published, least radius CenterPoint's (inferred).
-OVERLAP, MIN_RADIUS = 0.7, 2
+# The Gaussians over the boxes where predictions are compared: a small object's covers its own cell alone.
+OVERLAP, MIN_RADIUS = 0.7, 0
+# Added to a feature's length before it is divided by, and how near 0 and 1 a score may come.
+SHORTEST, CLIP = 1e-4, 1e-4
 
 
 class UniDistill(Method):
@@ -88,7 +89,8 @@ def relation_distance(student: Tensor, teacher: Tensor, boxes: list[Tensor], gri
     """Absolute difference of the 9 x 9 cosine similarities among a box's key points, their mean summed over the boxes."""
     similar = []
     for feature in (student, teacher):
-        points = F.normalize(sampled(feature, boxes, grid), dim=2)
+        points = sampled(feature, boxes, grid)  # M 9 C
+        points = points / (torch.linalg.vector_norm(points, dim=2, keepdim=True) + SHORTEST)
         with torch.autocast(points.device.type, enabled=False):
             similar.append(points @ points.transpose(1, 2))  # M 9 9
     return (similar[0] - similar[1]).abs().mean(dim=(1, 2)).sum()
@@ -99,8 +101,8 @@ def response_distance(student: Any, teacher: Any, mask: Tensor, *, boxes: bool) 
 
     The teacher's score is sigmoid(x / 2), as published.
     """
-    score = regions.highest_logit(student).sigmoid() - (regions.highest_logit(teacher) / 2).sigmoid()
-    terms = {"heatmap": (score.abs() * mask).sum()}
+    ours, theirs = regions.highest_logit(student).sigmoid(), (regions.highest_logit(teacher) / 2).sigmoid()
+    terms = {"heatmap": ((ours.clamp(CLIP, 1 - CLIP) - theirs.clamp(CLIP, 1 - CLIP)).abs() * mask).sum()}
     if boxes:
         ours, theirs = (torch.cat([task[n].float() for task in p for n in BRANCHES], dim=1) for p in (student, teacher))
         terms["box"] = ((ours - theirs).abs().mean(dim=1, keepdim=True) * mask).sum()
