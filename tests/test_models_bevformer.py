@@ -71,7 +71,7 @@ def test_a_known_point_in_both_cameras_by_hand():
     for height, z in enumerate((low, high)):
         for camera, (x, depth) in enumerate([(-4.9, 2.7), (3.0, 5.1)]):
             u, v = 20 * x / depth + 64, 20 * (0.2 - z) / depth + 40
-            u, v = (0.5 * u + 1 + 0.5) / 64, (0.5 * v - 4 + 0.5) / 32
+            u, v = (0.5 * u + 1) / 64, (0.5 * v - 4) / 32
             torch.testing.assert_close(places[0, camera, cell, height], torch.tensor([u, v]), rtol=1e-4, atol=1e-4)
             assert bool(seen[0, camera, cell, height]) == (0 < u < 1 and 0 < v < 1)
     behind = places[0, 0, 0], seen[0, 0, 0]  # row 0 lies behind the forward camera
@@ -93,7 +93,7 @@ def test_places_undo_the_augmentation_of_the_scene():
             x, y, z, _ = chain @ points.T
             ahead = z > 0.01
             u, v = 0.5 * (20 * x / z + 64) + 1, 0.5 * (20 * y / z + 40) - 4
-            expected = np.stack([(u + 0.5) / 64, (v + 0.5) / 32], axis=1)[ahead]
+            expected = np.stack([u / 64, v / 32], axis=1)[ahead]
             np.testing.assert_allclose(places[sample, camera].flatten(0, 1)[ahead], expected, rtol=1e-3, atol=1e-3)
             assert not seen[sample, camera].flatten()[~ahead].any()
     assert seen[0].any()
@@ -118,9 +118,9 @@ def test_places_on_the_real_keyframe_are_the_depth_images(keyframe, tmp_path):
     places, seen = view.pillars_in_images(batch)
     batch.points = [view.pillars().flatten(0, 1)]
     pixels, depth = lss.project(batch, 0)
-    inside = (depth > 0) & ((pixels > -0.5) & (pixels < torch.tensor([703.5, 255.5]))).all(-1)
+    inside = (depth > 0) & ((pixels > 0) & (pixels < torch.tensor([704.0, 256.0]))).all(-1)
     assert (inside == seen[0].flatten(1)).float().mean() > 0.9999
-    found = places[0].flatten(1, 2)[inside] * torch.tensor([704.0, 256.0]) - 0.5
+    found = places[0].flatten(1, 2)[inside] * torch.tensor([704.0, 256.0])
     assert (found - pixels[inside]).abs().max() < 0.05
     cameras = seen.any(-1).sum(1)  # cameras per cell: one or two round the car
     assert cameras.max() == 2

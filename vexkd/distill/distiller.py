@@ -75,11 +75,17 @@ class Distiller(nn.Module):
         counts = [self.student.positives(batch), self.teacher.positives(batch)]
         return torch.cat([*counts, self.method.positives(batch).to(counts[0])])
 
+    def divisors(self, positives: Tensor) -> Tensor:
+        """What the losses of a whole batch are divided by, from its counts."""
+        own, teachers, counts = self._split(positives)
+        return torch.cat([self.student.divisors(own), self.teacher.divisors(teachers), counts.clamp(min=1)])
+
+    def _split(self, positives: Tensor) -> tuple[Tensor, ...]:
+        return positives.split([self.student.normalisers, self.teacher.normalisers, self.method.normalisers])
+
     def forward(self, batch: Batch, positives: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Weighted loss terms, whose sum is to be minimised, and figures to watch."""
-        own, teachers, counts = positives.split(
-            [self.student.normalisers, self.teacher.normalisers, self.method.normalisers]
-        )
+        own, teachers, counts = self._split(positives)
         with torch.no_grad():
             taught = self.teacher.features(batch.for_teacher())
         output = self.student(batch)

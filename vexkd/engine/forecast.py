@@ -174,7 +174,7 @@ def _train(
         began = _now(device)
         batch = batch.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            terms, _ = task(batch, task.positives(batch).clamp(min=1))
+            terms, _ = task(batch, task.divisors(task.positives(batch)))
         sum(terms.values()).backward()
         middle = _now(device)
         torch.nn.utils.clip_grad_norm_(trainable, run.train.clip)

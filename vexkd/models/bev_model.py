@@ -59,6 +59,9 @@ class CameraBranch(nn.Module):
     def positives(self, batch: Batch) -> Tensor:
         return self.view.positives(batch)
 
+    def divisors(self, positives: Tensor) -> Tensor:
+        return self.view.divisors(positives)
+
     def auxiliary_loss(self, auxiliary: dict[str, Tensor], batch: Batch, positives: Tensor) -> dict[str, Tensor]:
         """The view's own loss terms."""
         return self.view.auxiliary_loss(auxiliary, batch, positives)
@@ -139,19 +142,27 @@ class BEVModel(nn.Module):
         return self.head.normalisers + (self.camera.normalisers if self.camera is not None else 0)
 
     def positives(self, batch: Batch) -> Tensor:
-        """Counts that normalise the loss; summed over the parts of a global batch they make every split of it equal."""
+        """Counts that normalise the loss; the `divisors` of their sum over a global batch make every split of it equal."""
         counts = self.head.positives(batch)
         if self.camera is not None and self.camera.normalisers:
             counts = torch.cat([counts, self.camera.positives(batch)])
         return counts
 
+    def divisors(self, positives: Tensor) -> Tensor:
+        """What the losses of a whole batch are divided by, from its counts."""
+        own, camera = positives.split([self.head.normalisers, self.normalisers - self.head.normalisers])
+        found = [self.head.divisors(own)]
+        if len(camera):
+            found.append(self.camera.divisors(camera))
+        return torch.cat(found)
+
     def loss(self, output: Output, batch: Batch, positives: Tensor | None = None) -> dict[str, Tensor]:
         """The loss terms of the head, and of the camera branch where the output holds what its own loss reads.
 
-        positives: the whole batch's over the number of parts, where this is one of them; default: this batch's own.
+        positives: the whole batch's divisors over the number of parts, where this is one of them; default: its own.
         """
         if positives is None:
-            positives = self.positives(batch).clamp(min=1)
+            positives = self.divisors(self.positives(batch))
         own, camera = positives.split([self.head.normalisers, self.normalisers - self.head.normalisers])
         terms = self.head.loss(output.predictions, batch, own)
         if output.auxiliary:

@@ -21,6 +21,16 @@ def conv_norm_act(in_channels: int, out_channels: int, *, kernel: int = 3, strid
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels, **norm), nn.ReLU(inplace=True))
 
 
+def start_by_fan_out(module: nn.Module) -> nn.Module:
+    """Draw the convolutions inside anew as mmcv starts them: He's normal by what leaves them, no bias. The same module."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    return module
+
+
 class SecondBackbone(nn.Module):
     """Stages of 3x3 convolutions, the first of each strided, whose outputs are brought back to one size and concatenated."""
 
@@ -39,7 +49,7 @@ class SecondBackbone(nn.Module):
         for width, count, stride, neck in zip(channels, layers, strides, neck_channels, strict=True):
             steps = [conv_norm_act(in_channels, width, stride=stride, **BATCH_NORM)]
             steps += [conv_norm_act(width, width, **BATCH_NORM) for _ in range(count)]
-            self.stages.append(nn.Sequential(*steps))
+            self.stages.append(start_by_fan_out(nn.Sequential(*steps)))
             scale *= stride
             self.ups.append(_up(width, neck, scale))
             in_channels = width
@@ -59,7 +69,7 @@ def _up(in_channels: int, out_channels: int, scale: int) -> nn.Sequential:
     if scale == 1:
         return conv_norm_act(in_channels, out_channels, kernel=1, **BATCH_NORM)
     up = nn.ConvTranspose2d(in_channels, out_channels, scale, stride=scale, bias=False)
-    return nn.Sequential(up, nn.BatchNorm2d(out_channels, **BATCH_NORM), nn.ReLU(inplace=True))
+    return nn.Sequential(start_by_fan_out(up), nn.BatchNorm2d(out_channels, **BATCH_NORM), nn.ReLU(inplace=True))
 
 
 class BasicBlock(nn.Module):

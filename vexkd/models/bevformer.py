@@ -117,7 +117,7 @@ class BEVFormerView(nn.Module):
     def pillars_in_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Places (B, N, Q, D, 2) of the cells' pillars in the augmented images, and which of them are seen (B, N, Q, D).
 
-        A place is (u, v) over the image, 0 and 1 its borders; the first pixel's centre lies half a pixel inside.
+        A place is (u / W, v / H) of a pixel's coordinates, as published, whose whole numbers are the pixels' centres.
         """
         points = self.pillars(batch.images.device).flatten(0, 1)  # Q*D 3
         undo = torch.linalg.inv(batch.lidar_augment.float())
@@ -127,7 +127,7 @@ class BEVFormerView(nn.Module):
         homogeneous = camera / depth.clamp(min=NEAREST)[..., None] @ batch.intrinsics.float().mT
         pixels = homogeneous @ batch.image_augment.float().mT
         height, width = batch.images.shape[-2:]
-        places = (pixels[..., :2] / pixels[..., 2:] + 0.5) / pixels.new_tensor([width, height])  # B N Q*D 2
+        places = pixels[..., :2] / pixels[..., 2:] / pixels.new_tensor([width, height])  # B N Q*D 2
         seen = (depth > NEAREST) & ((places > 0) & (places < 1)).all(-1)
         return places.unflatten(2, (-1, self.pillar)), seen.unflatten(2, (-1, self.pillar))
 

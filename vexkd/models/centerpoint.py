@@ -17,13 +17,15 @@ from vexkd.batch import Batch, Detections
 from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
 from vexkd.models import heatmap
-from vexkd.models.bev_neck import conv_norm_act
+from vexkd.models.bev_neck import conv_norm_act, start_by_fan_out
 from vexkd.ops.rotated_iou import circle_nms, rotated_nms, scale_nms
 
 # Channels of each branch, in the order of the box code.
 BRANCHES = {"offset": 2, "z": 1, "size": 3, "yaw": 2, "velocity": 2}
 # Start of the heatmap's bias: sigmoid(-2.19) = 0.1 (CenterNet).
 HEATMAP_BIAS = -2.19
+# Added to the number of objects that the box loss is divided by, as published.
+SPARE_OBJECT = 1e-4
 
 
 @dataclass
@@ -49,6 +51,7 @@ class TaskHead(nn.Module):
                 for name, width in outputs.items()
             }
         )
+        start_by_fan_out(self)
         nn.init.constant_(self.branches["heatmap"][1].bias, HEATMAP_BIAS)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -78,7 +81,7 @@ class CenterPointHead(nn.Module):
         self.grid, self.max_objects = grid, max_objects
         self.box_weight, self.heatmap_weight = box_weight, heatmap_weight
         self.overlap, self.min_radius = overlap, min_radius
-        self.shared = conv_norm_act(in_channels, shared_channels)
+        self.shared = start_by_fan_out(conv_norm_act(in_channels, shared_channels))
         self.tasks = nn.ModuleList(
             TaskHead(in_channels=shared_channels, channels=branch_channels, classes=len(task)) for task in tasks
         )
@@ -114,10 +117,15 @@ class CenterPointHead(nn.Module):
         return Targets(torch.stack(heatmaps), sample, row, column, code)
 
     def positives(self, batch: Batch) -> Tensor:
-        """What the losses are divided by, before it is: per task the number of heatmap peaks, then of objects (2T,)."""
+        """What the losses are normalised by: per task the number of heatmap peaks, then of objects (2T,)."""
         targets = self.targets(batch.boxes, batch.labels)
         peaks = [t.heatmap.eq(1).sum() for t in targets]
         return torch.stack(peaks + [torch.tensor(len(t.code), device=peaks[0].device) for t in targets]).float()
+
+    def divisors(self, positives: Tensor) -> Tensor:
+        """What the losses of a whole batch are divided by, from its counts."""
+        peaks, objects = positives.chunk(2)
+        return torch.cat([peaks.clamp(min=1), objects + SPARE_OBJECT])
 
     def loss(
         self,
@@ -127,12 +135,12 @@ class CenterPointHead(nn.Module):
     ) -> dict[str, Tensor]:
         """Heatmap and box loss, each summed over tasks.
 
-        `positives` replaces this batch's own counts, none below 1, where it is one part of a larger batch: the whole's
-        counts over the number of parts.
+        `positives` replaces the divisors of this batch's own counts where it is one part of a larger batch: the whole's
+        divisors over the number of parts.
         """
         targets = self.targets(batch.boxes, batch.labels)
         if positives is None:
-            positives = self.positives(batch).clamp(min=1)
+            positives = self.divisors(self.positives(batch))
         peaks, objects = positives.chunk(2)
         heat, box = 0.0, 0.0
         for index, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):

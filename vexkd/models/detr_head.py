@@ -73,11 +73,13 @@ class DetrHead(nn.Module):
         batch, shape = len(high), tuple(high.shape[-2:])
         memory = high.flatten(2).transpose(1, 2)  # B Y*X C
         query, position = (t[None].expand(batch, -1, -1) for t in (self.query, self.position))
-        place = self.reference(position).float().sigmoid()  # B Q 3, over the range
+        with torch.autocast(high.device.type, enabled=False):  # bfloat16 would move places by decimetres
+            place = self.reference(position.float()).sigmoid()  # B Q 3, over the range
         outputs = []
         for layer, classes, boxes in zip(self.layers, self.classes, self.boxes, strict=True):
             query = layer(query, position, place[..., :2], memory, shape)
-            raw = boxes(query).float()
+            with torch.autocast(high.device.type, enabled=False):
+                raw = boxes(query.float())
             place = (raw[..., :3] + inverse_sigmoid(place)).sigmoid()
             outputs.append(
                 {"codes": torch.cat([self._metres(place), raw[..., 3:]], -1), "logits": classes(query).float()}
@@ -100,12 +102,16 @@ class DetrHead(nn.Module):
         count = sum(min(len(boxes), len(self.query)) for boxes, _ in self._inside(batch))
         return torch.tensor([float(count)], device=self.query.device)
 
+    def divisors(self, positives: Tensor) -> Tensor:
+        """What the losses of a whole batch are divided by, from its count."""
+        return positives.clamp(min=1)
+
     def loss(
         self, predictions: list[dict[str, Tensor]], batch: Batch, positives: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Class and box loss, each summed over the decoder layers; `positives` as in CenterPoint's head."""
         if positives is None:
-            positives = self.positives(batch).clamp(min=1)
+            positives = self.divisors(self.positives(batch))
         classes, boxes = 0.0, 0.0
         for layer in predictions:
             for sample, (wanted, labels) in enumerate(self._inside(batch)):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vexkd.models.bev_neck import conv_norm_act
+from vexkd.models.bev_neck import conv_norm_act, start_by_fan_out
 from vexkd.ops.deform_conv import ModulatedDeformConv2d
 
 # Deviations of R, G and B in the batch's images (ImageNet's, see `vexkd.data.images`).
@@ -189,6 +189,7 @@ class LssFpn(nn.Module):
             self.laterals.append(conv_norm_act(widths[index] + coarser, channels, kernel=1))
             self.smooth.append(conv_norm_act(channels, channels))
         self.single = conv_norm_act(widths[0], channels, kernel=1) if len(widths) == 1 else None
+        start_by_fan_out(self)
         self.out_channels = channels
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:

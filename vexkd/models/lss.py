@@ -113,7 +113,7 @@ class LiftSplat(nn.Module):
             return self.depth_net(features, cameras.flatten(0, 1))
         with torch.autocast(features.device.type, enabled=False):
             sparse_depth = depth_image(batch, tuple(batch.images.shape[-2:]))  # B N 1 H_image W_image
-        guidance = self.depth_image(sparse_depth.flatten(0, 1))
+            guidance = self.depth_image(sparse_depth.flatten(0, 1))  # bfloat16 would round depths to half a bin
         return self.depth_net(torch.cat([features, guidance], dim=1))
 
     @torch.no_grad()
@@ -124,6 +124,10 @@ class LiftSplat(nn.Module):
     def positives(self, batch: Batch) -> Tensor:
         """What the depth loss is divided by: the number of feature cells with a LiDAR depth, (1,)."""
         return (depth_targets(batch, self.stride, self.depth_range) >= 0).sum()[None].float()
+
+    def divisors(self, positives: Tensor) -> Tensor:
+        """What the depth loss of a whole batch is divided by, from its count."""
+        return positives.clamp(min=1)
 
     def auxiliary_loss(
         self, auxiliary: dict[str, Tensor], batch: Batch, positives: Tensor | None = None

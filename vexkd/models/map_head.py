@@ -45,6 +45,10 @@ class MapHead(nn.Module):
         """What the loss is divided by: the number of samples, (1,)."""
         return torch.tensor([float(len(batch.maps))], device=batch.maps.device)
 
+    def divisors(self, positives: Tensor) -> Tensor:
+        """What the loss of a whole batch is divided by, from its count."""
+        return positives
+
     def loss(self, predictions: Tensor, batch: Batch, positives: Tensor | None = None) -> dict[str, Tensor]:
         """Sigmoid focal loss without class weights: mean over cells and samples, sum over classes.
 

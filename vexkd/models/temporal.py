@@ -54,6 +54,10 @@ class TemporalCameraBranch(nn.Module):
         """Counts that normalise the auxiliary loss, of the current frame."""
         return self.view.positives(frame_of(batch, 0, self.frames))
 
+    def divisors(self, positives: Tensor) -> Tensor:
+        """What the auxiliary loss of a whole batch is divided by, from its count."""
+        return self.view.divisors(positives)
+
     def auxiliary_loss(
         self, auxiliary: dict[str, Tensor], batch: Batch, positives: Tensor | None = None
     ) -> dict[str, Tensor]:

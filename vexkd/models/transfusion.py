@@ -18,8 +18,8 @@ from vexkd.batch import Batch, Detections
 from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
 from vexkd.models import heatmap
-from vexkd.models.bev_neck import conv_norm_act
-from vexkd.models.centerpoint import HEATMAP_BIAS, within
+from vexkd.models.bev_neck import conv_norm_act, start_by_fan_out
+from vexkd.models.centerpoint import within
 from vexkd.ops.rotated_iou import iou_3d
 
 BRANCHES = {"centre": 2, "z": 1, "size": 3, "yaw": 2, "velocity": 2}
@@ -62,8 +62,8 @@ class TransFusionHead(nn.Module):
         self.register_buffer("code_weights", torch.tensor(list(code_weights)), persistent=False)
         classes = len(CLASSES)
         self.shared = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.heatmap = nn.Sequential(conv_norm_act(channels, channels), nn.Conv2d(channels, classes, 3, padding=1))
-        nn.init.constant_(self.heatmap[1].bias, HEATMAP_BIAS)
+        hidden = start_by_fan_out(conv_norm_act(channels, channels))
+        self.heatmap = nn.Sequential(hidden, nn.Conv2d(channels, classes, 3, padding=1))
         self.class_code = nn.Linear(classes, channels)
         self.layers = nn.ModuleList(
             DecoderLayer(channels=channels, heads=heads, ffn=ffn, dropout=dropout) for _ in range(layers)
@@ -73,7 +73,7 @@ class TransFusionHead(nn.Module):
     def forward(self, high: Tensor) -> dict[str, Any]:
         """Dense heatmap logits, the proposals' scores and classes, and per decoder layer the codes and class logits."""
         shared = self.shared(high)  # B C Y X
-        dense = self.heatmap(shared)  # B K Y X
+        dense = self._dense(shared)  # B K Y X
         score, label, cell = self._propose(dense.detach())
         memory = shared.flatten(2).transpose(1, 2)  # B Y*X C
         query = memory.gather(1, cell[..., None].expand(-1, -1, memory.shape[-1]))  # B Q C
@@ -89,10 +89,16 @@ class TransFusionHead(nn.Module):
             place = codes[..., :2].detach()
         return {"heatmap": dense, "score": score, "label": label, "layers": outputs}
 
+    def _dense(self, shared: Tensor) -> Tensor:
+        """Heatmap logits, the last step in float32: rounded to bfloat16, neighbours of a peak would equal it."""
+        hidden = self.heatmap[0](shared)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.heatmap[1](hidden.float())
+
     def _cell_centres(self, device: torch.device) -> Tensor:
         rows, columns = self.grid.shape
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        return (torch.stack([x, y], dim=-1).view(1, -1, 2) + 0.5).to(device)
+        y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+        return torch.stack([x, y], dim=-1).view(1, -1, 2) + 0.5
 
     def _propose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (B, Q), classes (B, Q) and cells (B, Q) of the strongest local maxima over classes and cells.
@@ -115,10 +121,14 @@ class TransFusionHead(nn.Module):
         return torch.stack(drawn)
 
     def positives(self, batch: Batch) -> Tensor:
-        """What the losses are divided by: heatmap peaks, and matched proposals (2,)."""
+        """What the losses are normalised by: heatmap peaks, and matched proposals of all decoder layers (2,)."""
         peaks = self.heatmap_targets(batch.boxes, batch.labels).eq(1).sum()
         matched = sum(min(int(heatmap.cells_of(b, self.grid)[2].sum()), self.proposals) for b in batch.boxes)
-        return torch.stack([peaks, torch.tensor(matched, device=peaks.device)]).float()
+        return torch.stack([peaks, torch.tensor(matched * len(self.layers), device=peaks.device)]).float()
+
+    def divisors(self, positives: Tensor) -> Tensor:
+        """What the losses of a whole batch are divided by, from its counts."""
+        return positives.clamp(min=1)
 
     def loss(
         self,
@@ -129,7 +139,7 @@ class TransFusionHead(nn.Module):
         """Heatmap, class and box loss; `positives` as in CenterPoint's head."""
         boxes, labels = batch.boxes, batch.labels
         if positives is None:
-            positives = self.positives(batch).clamp(min=1)
+            positives = self.divisors(self.positives(batch))
         peaks, matched = positives
         target = self.heatmap_targets(boxes, labels)
         losses = {
@@ -175,7 +185,10 @@ class TransFusionHead(nn.Module):
 
     @torch.no_grad()
     def decode(self, predictions: dict[str, Any], *, bounds: Sequence[float], score: float) -> list[Detections]:
-        """Boxes of each sample: class probability times the proposal's heatmap score, for the proposal's class alone."""
+        """Boxes of each sample: class probability times the proposal's heatmap score, for the proposal's class alone.
+
+        As published a score of 0 keeps all, also the proposals that are no local maximum, and bounds hold for the bottom.
+        """
         last = predictions["layers"][-1]
         classes = F.one_hot(predictions["label"], len(CLASSES))
         scores = last["logits"].float().sigmoid() * predictions["score"][..., None] * classes  # B Q K
@@ -183,7 +196,10 @@ class TransFusionHead(nn.Module):
         for sample in range(len(scores)):
             best, kind = scores[sample].max(dim=-1)
             boxes = decode_codes(last["codes"][sample].float(), self.grid)
-            keep = (best > score) & within(boxes, bounds)
+            bottom = torch.cat([boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2], dim=1)
+            keep = within(bottom, bounds)
+            if score > 0:
+                keep &= best > score
             order = torch.sort(best[keep], descending=True, stable=True).indices
             found.append(Detections(boxes[keep][order], best[keep][order], kind[keep][order]))
         return found
@@ -202,6 +218,9 @@ class DecoderLayer(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
         self.query_place, self.memory_place = PositionCode(channels), PositionCode(channels)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
 
     def forward(self, query: Tensor, place: Tensor, memory: Tensor, memory_place: Tensor) -> Tensor:
         """query (B, Q, C) at place (B, Q, 2), memory (B, S, C) at memory_place (1, S, 2), in cells."""
@@ -223,7 +242,8 @@ class PositionCode(nn.Module):
         self.second = nn.Conv1d(channels, channels, 1)
 
     def forward(self, place: Tensor) -> Tensor:
-        return self.second(torch.relu(self.norm(self.first(place.transpose(1, 2))))).transpose(1, 2)
+        with torch.autocast(place.device.type, enabled=False):  # bfloat16 tells cells apart up to 128 only
+            return self.second(torch.relu(self.norm(self.first(place.float().transpose(1, 2))))).transpose(1, 2)
 
 
 class Predictor(nn.Module):
@@ -235,7 +255,7 @@ class Predictor(nn.Module):
         self.branches = nn.ModuleDict(
             {
                 name: nn.Sequential(
-                    nn.Conv1d(channels, PREDICTOR_CHANNELS, 1, bias=False),
+                    start_by_fan_out(nn.Conv1d(channels, PREDICTOR_CHANNELS, 1, bias=False)),
                     nn.BatchNorm1d(PREDICTOR_CHANNELS),
                     nn.ReLU(inplace=True),
                     nn.Conv1d(PREDICTOR_CHANNELS, width, 1),
@@ -243,7 +263,6 @@ class Predictor(nn.Module):
                 for name, width in outputs.items()
             }
         )
-        nn.init.constant_(self.branches["heatmap"][3].bias, HEATMAP_BIAS)
 
     def forward(self, query: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """query (B, Q, C), place (B, Q, 2) in cells -> codes (B, Q, 10) with absolute cells, logits (B, Q, K)."""
