@@ -105,6 +105,7 @@ def test_a_clone_of_a_clone_has_what_was_pushed_from_the_first(finished, tmp_pat
     second = clone(first, tmp_path / "second")
     second.run("dvc", "pull", "-q")
     assert_settled(second)
+    assert "Nothing to be done" in second.run("snakemake", "--cores", "1")  # without a profile too
     assert "up to date" in second.run("dvc", "repro")
     assert not second.calls()
     assert learning_rate(second) == 0.25

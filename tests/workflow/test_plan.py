@@ -121,8 +121,10 @@ def keys(value, apart):
 def test_the_profiles_name_rules_that_exist(place, name):
     assert (ROOT / name).is_symlink()
     profile = yaml.safe_load((ROOT / name / "config.yaml").read_text())
-    assert profile["max-checksum-file-size"] == "100GB"
-    assert "code" not in profile["rerun-triggers"]
+    always = yaml.safe_load((ROOT / "workflow/profiles/default/config.yaml").read_text())
+    assert always["max-checksum-file-size"] == "100GB"
+    assert "code" not in always["rerun-triggers"]
+    assert not set(profile) & set(always)
     rules = set(place.run("snakemake", "--list-rules").split()) | {"synthesize"}
     assert set(profile.get("set-threads", {})) | set(profile.get("set-resources", {})) <= rules
 

@@ -258,7 +258,9 @@ def distilled_detectors():
 
 def distillation_metrics(wildcards):
     names = sorted(set(with_students(distilled_detectors())))
-    return expand("results/runs/{run}/{name}", run=names, name=["metrics.json", "provenance.json"])
+    return expand(
+        "results/runs/{run}/{name}", run=names, name=["metrics.json", "provenance.json"]
+    )
 
 
 def every_figure():
