@@ -498,6 +498,48 @@ def test_a_file_in_place_of_a_folder(refused, desk, tmp_path):
     assert file.read_text() == "mine"
 
 
+def test_a_full_disk_names_the_file_and_leaves_nothing(desk, tmp_path):
+    """Stood in for by a limit on the size of files, which fails as a full disk does: without a file's name."""
+    program = "import resource, signal, sys; from vexkd import cli\n"
+    program += (
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+    )
+    program += "sys.argv = ['vexkd', *sys.argv[1:]]; cli.main()"
+    out = tmp_path / "out"
+    infos = ["infos", *flags({"root": desk.town / "data", "version": "v1.0-mini", "out": out})]
+    paste = ["paste", *flags({"root": desk.town / "data", "infos": desk.town / "infos", "out": out})]
+    for arguments, file in ((infos, "sweeps.parquet"), ([*paste, "--split", "mini_train"], "points.npy")):
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert run.returncode == 2, run.stderr
+        line = run.stderr.splitlines()[-1]
+        assert "Traceback" not in run.stderr
+        assert f"{out / file}: " in one_sentence(line)
+        assert not list(out.iterdir())
+
+
+def test_numbers_out_of_bounds_are_refused(refused, desk, tmp_path):
+    """Above all lengths in other units than metres, and more sweeps than infos list."""
+    data = {"root": desk.town / "data", "infos": desk.town / "infos", "out": tmp_path / "out"}
+    assert "give reach and cell in metres" in refused("maps", *flags({**data, "reach": 5000}))
+    assert "above 0 metres" in refused("maps", *flags({**data, "reach": 24, "cell": 0}))
+    for option, value in (("sweeps", 11), ("sweeps", -1), ("min-points", 0)):
+        assert f"--{option}" in refused("paste", *flags({**data, "split": "mini_train", option: value}))
+    for option in ("seed", "checkpoint-minutes", "max-seconds"):
+        assert f"--{option}" in refused(*desk.train(tmp_path, **{option: -1}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_that_is_none(refused, data, tmp_path):
+    assert "--manifest" in refused(*doctor(data), "--quick")
+    gone = tmp_path / "gone.parquet"
+    assert f"the manifest {gone}" in refused(*doctor(data, gone), "--quick")
+    assert f"{tmp_path} is a folder" in refused(*doctor(data, tmp_path))
+    other = tmp_path / "params.yaml"
+    other.write_text("seeds: [0]\n")
+    assert f"{other} is damaged, or the file is none: name another" in refused(*doctor(data, other))
+
+
 # ---- weights
 
 

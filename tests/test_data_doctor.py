@@ -78,7 +78,7 @@ def test_manifest_catches_every_cut_and_change(tmp_path):
 
 def test_quick_needs_a_manifest_and_manifests_know_their_version(tmp_path):
     root = write(tmp_path / "set")
-    with pytest.raises(InputError, match="run vexkd doctor once without quick"):
+    with pytest.raises(InputError, match="none.parquet: make it with --manifest, once without --quick"):
         _examine(root, manifest=tmp_path / "none.parquet", quick=True)
     doctor.write_manifest(tmp_path / "other.parquet", "v1.0-test", [])
     [problem] = _examine(root, manifest=tmp_path / "other.parquet")

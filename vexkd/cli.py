@@ -5,6 +5,7 @@ Imports of torch, spconv and the devkit wait until a verb needs them, so that `v
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -41,7 +42,7 @@ Models = Annotated[Path, typer.Option(help="folder of the trained models")]
 RunName = Annotated[str, typer.Argument(help="name of the run")]
 DistilledRun = Annotated[str, typer.Argument(help="name of the distilled run")]
 Student = Annotated[str, typer.Option(help="name of the run to compare it with, its student alone")]
-Seed = Annotated[int, typer.Option()]
+Seed = Annotated[int, typer.Option(min=0, help="of the random numbers; of trained weights, which of them")]
 SampleToken = Annotated[str | None, typer.Option(help="sample token; default: the fullest of the split")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; default: torch's own choice")]
 Device = Annotated[Literal["cpu"] | None, typer.Option(help="cpu, or nothing for the GPU that is there")]
@@ -88,9 +89,7 @@ def doctor(
     version: Version,
     manifest: Annotated[Path | None, typer.Option(help="where to write sizes and hashes, if all is well")] = None,
     workers: Workers = 2,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="compare sizes with the manifest, do not read the files")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="only compare sizes with those in --manifest")] = False,
     skip_unused: Annotated[
         bool, typer.Option("--skip-unused", help="let radar files and camera sweeps be absent")
     ] = False,
@@ -121,14 +120,15 @@ def paste(
     infos: InfosDir,
     out: Annotated[Path, typer.Option(help="folder to write points.npy and index.parquet to")],
     split: Annotated[str, typer.Option(help="split to cut objects from: the one to train on")],
-    min_points: Annotated[int, typer.Option(help="objects with fewer points are left out")] = 5,
-    sweeps: Annotated[int, typer.Option(help="previous sweeps stacked, as in training")] = 9,
+    min_points: Annotated[int, typer.Option(min=1, help="objects with fewer points are left out")] = 5,
+    sweeps: Annotated[int, typer.Option(min=0, max=10, help="previous sweeps stacked, as in training")] = 9,
     workers: Workers = 2,
 ) -> None:
     """Cut the objects out of the training scenes: the ground-truth database for pasting."""
     from vexkd.data import paste as module
 
-    module.build(root, infos, out, split=split, min_points=min_points, sweeps=sweeps, workers=workers)
+    count = module.build(root, infos, out, split=split, min_points=min_points, sweeps=sweeps, workers=workers)
+    print(f"{count} objects -> {out}")
 
 
 @app.command()
@@ -180,8 +180,8 @@ def train(
     accumulate: Annotated[
         int, typer.Option(min=1, help="parts that each process splits its share of a batch into")
     ] = 1,
-    checkpoint_minutes: Annotated[float, typer.Option(help="time between saved states")] = 5.0,
-    max_seconds: Annotated[float | None, typer.Option(help="save and stop after this time (status 75)")] = None,
+    checkpoint_minutes: Annotated[float, typer.Option(min=0, help="time between saved states")] = 5.0,
+    max_seconds: Annotated[float | None, typer.Option(min=1, help="save and stop after this time (status 75)")] = None,
     device: Device = None,
 ) -> None:
     """Train one run with one seed. Started again after a stop, it goes on where it was."""
@@ -268,7 +268,7 @@ def evaluate(
     root: Root,
     models: Models = Path("models"),
     results: Results = Path("results"),
-    seeds: Annotated[list[int], typer.Option(help="a trained seed; once for each")] = [0],  # noqa: B006 - typer reads it
+    seeds: Annotated[list[int], typer.Option(min=0, help="a trained seed; once for each")] = [0],  # noqa: B006 - typer reads it
     infos: Annotated[Path, typer.Option(help="folder that `vexkd infos` wrote, for maps")] = Path("artifacts/infos"),
     maps: Annotated[Path, typer.Option(help="folder that `vexkd maps` wrote, for maps")] = Path("artifacts/maps"),
     without: Annotated[
@@ -704,7 +704,7 @@ def latency(
     params: ParamsFile = Path("params.yaml"),
     results: Results = Path("results"),
     models: Models = Path("models"),
-    seed: Annotated[int, typer.Option(help="which of the trained weights")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="which of the trained weights")] = 0,
     weights: Annotated[Path | None, typer.Option(help="weights that stand elsewhere")] = None,
     random: Annotated[bool, typer.Option("--random", help="random weights: no training is needed")] = False,
     root: Annotated[Path | None, typer.Option(help="nuScenes' folder: real samples, and the time to read them")] = None,
@@ -750,7 +750,7 @@ def export(
     run: Annotated[str | None, typer.Argument(help="name of the run; default: that of --weights")] = None,
     params: ParamsFile = Path("params.yaml"),
     models: Models = Path("models"),
-    seed: Annotated[int, typer.Option(help="which of the trained weights")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="which of the trained weights")] = 0,
     weights: Annotated[Path | None, typer.Option(help="weights that stand elsewhere")] = None,
     random: Annotated[bool, typer.Option("--random", help="random weights: no training is needed")] = False,
     root: Annotated[
@@ -864,7 +864,8 @@ def main() -> None:
     except OSError as error:  # a folder in place of a file, no permission, a full disk
         if error.filename is None:
             raise
-        sentence = f"{error.filename}: {error.strerror}; name another place or mend this one."
+        reason = os.strerror(error.errno) if error.errno else error.args[-1]
+        sentence = f"{error.filename}: {reason}; name another place or mend this one."
     else:
         if status:  # of an interrupt: 130
             sys.exit(status)

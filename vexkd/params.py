@@ -662,7 +662,9 @@ def read_run(config: Path | str, inference: Path | str) -> Run:
     """The run that a written config.yaml and inference.yaml describe (see `write_configs`)."""
     for file in (config, inference):
         if not Path(file).is_file():
-            raise InputError(f"{file}: there is no such file; write the runs' settings with `vexkd configure`.")
+            raise InputError(
+                f"{file}: there is no such file; mend the run's name, or write the runs' settings with `vexkd configure`."
+            )
     training = _read_yaml(config)
     if not isinstance(training, dict):
         raise InputError(f"{config}: there is no mapping of settings; write it again with `vexkd configure`.")

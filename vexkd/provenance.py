@@ -33,7 +33,7 @@ _PACKAGES = (
 def atomic(path: Path | str) -> Iterator[Path]:
     """A temporary file beside `path` to write to; on success it is synced and renamed, on failure removed.
 
-    Nothing half-written ever stands under the final name.
+    Nothing half-written ever stands under the final name, which is also the one that an OSError of the writing names.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +46,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or str(error.filename) == name:  # none: a full disk
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -74,10 +74,13 @@ def examine(
     """
     root = Path(root)
     tables.folder(root, version)
+    if manifest is not None and Path(manifest).is_dir():
+        raise InputError(f"manifest {manifest} is a folder: name a file.")
     recorded, problems = _recorded(manifest, version)
     if quick:
         if not recorded and not problems:
-            raise InputError(f"a quick check needs the manifest {manifest}: run vexkd doctor once without quick.")
+            where = "a manifest to compare with: name it" if manifest is None else f"the manifest {manifest}: make it"
+            raise InputError(f"a quick check needs {where} with --manifest, once without --quick.")
         return problems + _compare_sizes(root, recorded)
     problems += _table_problems(root, version)
     try:
@@ -327,11 +330,11 @@ def write_manifest(path: Path, version: str, found: list[Found]) -> None:
 
 def read_manifest(path: Path) -> tuple[str, dict[str, tuple[int, str]]]:
     """The version, and path -> (bytes, sha256). Raises InputError if the manifest is damaged or of another schema."""
-    cure = "remove it and run vexkd doctor again"
+    cure = "name another file, or remove this one, and run vexkd doctor again"
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"manifest {path} is damaged ({str(error).splitlines()[0]}): {cure}.") from None
+    except (OSError, pa.ArrowException):
+        raise InputError(f"manifest {path} is damaged, or the file is none: {cure}.") from None
     metadata = table.schema.metadata or {}
     if metadata.get(b"vexkd.schema") != str(SCHEMA).encode():
         raise InputError(f"manifest {path} has another schema than {SCHEMA}: {cure}.")

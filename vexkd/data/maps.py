@@ -36,6 +36,7 @@ LINES = ("road_divider", "lane_divider")
 # Class -> the layers of the map expansion that it unites.
 LAYERS = {name: LINES if name == "divider" else (name,) for name in CLASSES}
 LINE_WIDTH = 1.0  # metres: the two pixels of BEVFusion's rasters at 0.5 m
+MAX_CELLS = 4096  # along a side of a raster; more come of units mixed up
 OLDEST = (1, 3)  # the first map expansion with all the layers
 Edges = Literal["published", "centre"]
 _CHUNK = 64  # samples of one job, and of one part on disk
@@ -76,6 +77,10 @@ def build(
     if not (reach > 0 and cell > 0 and math.isfinite(reach / cell)):
         raise InputError(
             f"maps need a reach and a cell above 0 metres, not {reach} and {cell}: correct these settings."
+        )
+    if 2 * reach / cell > MAX_CELLS:
+        raise InputError(
+            f"maps of {2 * reach / cell:.0f} cells a side are too large: give reach and cell in metres, {MAX_CELLS} cells at most."
         )
     infos = info_tools.load(infos_dir)
     locations = _locations(infos)
