@@ -1,17 +1,19 @@
 """The distillation against closed forms: losses, masks, who learns from what, and what is left in the weights."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from tqdm import tqdm
 
 from vexkd.distill import distiller, masks
-from vexkd.distill.losses import attention_transfer
+from vexkd.distill.losses import LOSSES, attention_transfer
 from vexkd.distill.schedule import MaskSchedule
 from vexkd.engine import train
 from vexkd.errors import InputError
 from vexkd.models import bev_model
+from vexkd.params import Distill
 
 
 def maps(channels=4, size=6, batch=2):
@@ -186,3 +188,16 @@ def test_a_teacher_without_a_query_is_refused(settings):
             teacher=bev_model.build(teacher),
             teacher_name="fusion-conv-det",
         )
+
+
+def test_the_settings_know_the_names_that_are_built():
+    """A name that stands in one place alone is refused by the settings, or would fail when the training starts."""
+
+    def known(setting: str) -> set[str]:
+        annotation = Distill.model_fields[setting].annotation
+        texts = [part for part in (annotation, *get_args(annotation)) if set(map(type, get_args(part))) == {str}]
+        return set(get_args(texts[0]))
+
+    assert known("loss") == set(LOSSES)
+    assert known("mask") == {"none", "ones", "random-query", "learned-query", *masks.DRAWN}
+    assert known("method") | {"vexkd"} == set(distiller.METHODS)

@@ -516,7 +516,7 @@ def figure_maps(
 
 @figure.command()
 def chart(
-    name: Annotated[str, typer.Argument(help="blocks, missing-sensor or latency")],
+    name: Annotated[str, typer.Argument(help="blocks, missing-sensor, latency or one of your own")],
     params: ParamsFile = Path("params.yaml"),
     results: Results = Path("results"),
 ) -> None:
