@@ -89,3 +89,12 @@ def test_gradients_are_finite_and_reach_every_weight():
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_second_starts_as_published():
+    """He's normal by what leaves a convolution, in the stages and the up-sampling; the 1x1 keeps PyTorch's start."""
+    torch.manual_seed(0)
+    net = SecondBackbone(in_channels=16, channels=[32, 64], layers=[1, 1], strides=[1, 2], neck_channels=[48, 48])
+    for convolution, leaving in ((net.stages[0][0][0], 9 * 32), (net.stages[1][1][0], 9 * 64), (net.ups[1][0], 4 * 64)):
+        assert float(convolution.weight.detach().std()) == pytest.approx((2 / leaving) ** 0.5, rel=0.1)
+    assert net.ups[0][0].weight.abs().max() <= 32**-0.5

@@ -215,3 +215,13 @@ def test_parameters_at_the_papers_size():
     grid = BevGrid((-54.0, -54.0, -5.0, 54.0, 54.0, 3.0), 0.6)
     head = small_head(in_channels=256, grid=grid, channels=256, queries=900, layers=6, heads=8, points=4, ffn=512)
     assert sum(p.numel() for p in head.parameters()) == 6 * (683_872 + 135_178 + 134_154) + 900 * 512 + 771
+
+
+def test_places_keep_float32_under_bfloat16():
+    """Steps of bfloat16 in a logit of 3 are centimetres on the ground: places are computed beside autocast."""
+    head = small_head(layers=1).eval()
+    torch.nn.init.normal_(head.boxes[0][-1].weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(feature())[0]["codes"]
+    assert found.dtype == torch.float32
+    assert not torch.equal(found[..., 3:], found[..., 3:].bfloat16().float())

@@ -288,3 +288,68 @@ def test_heatmap_weight_multiplies_the_heatmap_loss_alone():
     after = head.loss(maps, batch)
     torch.testing.assert_close(after["heatmap"], 6 * before["heatmap"])
     assert torch.equal(after["box"], before["box"])
+
+
+def test_centerpoint_divides_boxes_by_their_number_and_a_little():
+    """As published: heatmaps by the peaks, at least 1, boxes by n + 1e-4; of a task without objects too."""
+    head = centerpoint_head()
+    divisors = head.divisors(head.positives(labelled([BOXES[:1]], [LABELS[:1]])))
+    torch.testing.assert_close(divisors, torch.tensor([1.0, 1.0, 1.0001, 0.0001]))
+    prediction = head.eval()(torch.randn(1, 16, *GRID.shape))
+    code = torch.cat([prediction[0][name] for name in centerpoint.BRANCHES], dim=1)[0, :, 12, 25]
+    wanted = head.targets([BOXES[:1]], [LABELS[:1]])[0].code[0]
+    total = ((code - wanted).abs() * torch.tensor(CODE_WEIGHTS)).sum()
+    found = head.loss(prediction, labelled([BOXES[:1]], [LABELS[:1]]))["box"]
+    torch.testing.assert_close(found, 0.25 * total / 1.0001, rtol=1e-6, atol=0.0)
+
+
+def test_transfusion_divides_by_the_matches_of_all_layers():
+    head = transfusion_head(layers=3)
+    assert head.positives(labelled([BOXES, BOXES[:1]], [LABELS, LABELS[:1]])).tolist() == [3.0, 9.0]
+    assert head.divisors(torch.zeros(2)).tolist() == [1.0, 1.0]
+
+
+def test_starts_are_the_published_ones():
+    """mmcv's convolutions by what leaves them, CenterPoint's biases, every matrix of TransFusion's decoder by Xavier."""
+    torch.manual_seed(0)
+    head = centerpoint_head(in_channels=32, shared_channels=32, branch_channels=64)
+    for convolution in (head.shared[0], head.tasks[0].branches["size"][0][0], head.tasks[0].branches["heatmap"][1]):
+        spread = (2 / (9 * convolution.out_channels)) ** 0.5
+        assert float(convolution.weight.detach().std()) == pytest.approx(spread, rel=0.1)
+    assert head.tasks[0].branches["heatmap"][1].bias.eq(centerpoint.HEATMAP_BIAS).all()
+    assert head.tasks[0].branches["z"][1].bias.eq(0).all()
+    head = transfusion_head(channels=64, ffn=128)
+    assert head.heatmap[1].bias.abs().max() < 0.1
+    assert head.predictors[0].branches["heatmap"][3].bias.abs().max() < 0.2
+    assert float(head.heatmap[0][0].weight.detach().std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
+    for name, parameter in head.layers.named_parameters():
+        if parameter.dim() > 1:
+            limit = (6 / (parameter.shape[0] + parameter.shape[1])) ** 0.5
+            assert 0.9 * limit < float(parameter.detach().abs().max()) <= limit, name
+
+
+def test_transfusion_under_bfloat16_tells_places_and_peaks_apart():
+    """bfloat16 knows no halves from 128 on, and few steps between neighbouring scores."""
+    head = transfusion_head().eval()
+    place = torch.tensor([[[128.5, 3.0], [129.5, 3.0], [130.5, 3.0], [131.5, 3.0]]])
+    feature = torch.randn(1, 16, *GRID.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        code = head.layers[0].memory_place(place)
+        dense = head(feature)["heatmap"]
+    torch.testing.assert_close(code, head.layers[0].memory_place(place))
+    assert dense.dtype == torch.float32
+    assert not torch.equal(dense, dense.bfloat16().float())
+
+
+def test_transfusion_keeps_scores_of_zero_and_bounds_the_bottom():
+    head = transfusion_head(proposals=3)
+    boxes = BOXES[:1].repeat(3, 1)
+    boxes[1, 2] = -9.5  # gravity centre within, bottom below
+    predictions = {
+        "score": torch.tensor([[0.5, 0.5, 0.0]]),
+        "label": torch.zeros(1, 3, dtype=torch.long),
+        "layers": [{"codes": transfusion.encode(boxes, GRID)[None], "logits": torch.zeros(1, 3, len(CLASSES))}],
+    }
+    bounds = (-20.0, -20.0, -10.0, 20.0, 20.0, 10.0)
+    assert head.decode(predictions, bounds=bounds, score=0.0)[0].scores.tolist() == [0.25, 0.0]
+    assert head.decode(predictions, bounds=bounds, score=0.1)[0].scores.tolist() == [0.25]

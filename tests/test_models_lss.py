@@ -342,3 +342,17 @@ def test_lifting_on_the_real_keyframe(keyframe, tmp_path):
         assert seen.sum() > 500
         lifted = lss.unproject(batch, torch.cat([pixels[camera][seen], depth[camera][seen, None]], 1))[0, camera]
         assert (lifted - batch.points[0][seen, :3]).norm(dim=1).max() < 0.05
+
+
+def test_depths_are_not_rounded_under_bfloat16():
+    """bfloat16 has steps of 0.25 m from 32 m on, half of BEVFusion's bins: what reads the depth image stays float32."""
+    view, batch = small_view().eval(), camera_batch(torch.tensor([[0.0, 40.3, 0.0, 0.0, 0.0]]))
+    batch.lidar_augment = torch.eye(4)[None]
+    seen = []
+    view.depth_image.register_forward_hook(lambda module, given, out: seen.append((given[0], out)))
+    with torch.autocast("cpu", torch.bfloat16):
+        view([torch.randn(1, 1, 6, 4, 8)], batch)
+    ((image, guidance),) = seen
+    assert float(image.max()) == pytest.approx(40.0, abs=0.01)
+    assert guidance.dtype == torch.float32
+    torch.testing.assert_close(guidance, view.depth_image(image))
