@@ -207,7 +207,8 @@ def load(directory: Path) -> Infos:
                 raise InputError(f"infos file {path} has schema {schema} instead of {SCHEMA}: {cure}.")
             found[name] = pq.read_table(path, page_checksum_verification=True).combine_chunks()
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"infos file {path} is damaged ({str(error).splitlines()[0]}): {cure}.") from None
+            reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+            raise InputError(f"infos file {path} is damaged or may not be read ({reason}): {cure}.") from None
     for name, expected in json.loads(metadata[b"vexkd.digests"]).items():
         if provenance.file_digest(directory / f"{name}.parquet") != expected:
             raise InputError(
