@@ -8,10 +8,12 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from PIL import Image
 
 from vexkd import params as settings
-from vexkd.report import page, tables
+from vexkd.report import page, seen, tables
 from vexkd.report.markup import Markup, element, join
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -50,10 +52,12 @@ class Reader(HTMLParser):
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A copy of the demo's results, which are kept in the repository."""
+    """A copy of the demo's results, which are kept in the repository, with small pictures."""
     kept = REPOSITORY / "demo" / "results"
-    for name in ("runs", "figures"):
-        shutil.copytree(kept / name, tmp_path / name)
+    shutil.copytree(kept / "runs", tmp_path / "runs")
+    shutil.copytree(kept / "figures", tmp_path / "figures", ignore=shutil.ignore_patterns("*.png", "*.svg"))
+    for path in (kept / "figures").glob("*.png"):
+        Image.new("RGB", (60, 40), "white").save(tmp_path / "figures" / path.name)
     return tmp_path
 
 
@@ -109,6 +113,93 @@ def test_who_listens_finds_their_way(params, results):
     assert all(a["tabindex"] == "0" and a["role"] == "region" and a["aria-label"] for a in scrolling)
     assert found.of("html")[0][0]["lang"] == "en"
     assert found.of("a")[0][0]["href"] == "#main"
+
+
+def test_the_same_results_make_the_same_page(params, results, monkeypatch):
+    """No time, no command and no commit of its own: else each rebuild would be a change to git."""
+    name = next(iter(params.runs))
+    only = params.model_copy(update={"runs": {name: params.runs[name]}, "tables": {}})
+    for path in (results / "figures").glob("*.png"):
+        path.unlink()
+    before = page.document(only, results)
+    monkeypatch.setattr("sys.argv", ["vexkd", "another", "command"])
+    monkeypatch.setattr("time.gmtime", lambda: pytest.fail("the page asks for the time"))
+    assert page.document(only, results) == before
+
+
+def test_pictures_keep_their_place_and_say_what_one_sees(params, results):
+    """Sizes stand at pictures, so that a link's target does not move when they appear; texts have the CSV's numbers."""
+    found = read(params, results)
+    images = [attributes for attributes, _ in found.of("img")]
+    assert all(0 < int(image["width"]) <= page.WIDTH and int(image["height"]) > 0 for image in images)
+    texts = [image["alt"] for image in images]
+    assert len(set(texts)) == len(texts)
+    frame = pd.read_csv(results / "figures" / "birdseye-fusion-det.csv")
+    true = int((frame["source"] == "ground truth").sum())
+    words = f"{true} annotated boxes and {len(frame) - true} predicted ones."
+    assert f"From above: fusion-det. {words}" in texts
+    assert not any("nan" in text.split() for text in texts)
+
+
+def test_a_run_leads_back_to_its_rows_and_tells_where_it_came_from(params, results):
+    text = page.make(params=params, results=results).read_text()
+    name = params.tables["main"][-1]
+    assert f'<tr id="row-main-{name}">' in text
+    section = text[text.index(f'id="run-{name}"') :]
+    assert f'<a href="#row-main-{name}">main</a>' in section
+    origin = json.loads((results / "runs" / name / "provenance.json").read_text())
+    record = next(iter(origin["seeds"].values()))
+    weights = next(iter(origin["evaluation"]["weights"].values()))["weights.safetensors"]
+    for words in (record["settings_digest"], record["inputs"]["infos"], weights[:16], record["commit"][:10]):
+        assert words in section.split("<details>")[0]
+
+
+def test_a_run_unlike_its_student_says_so(params, results):
+    run = next(run for run in params.runs.values() if run.kind == "distilled")
+    train = run.train.model_copy(update={"epochs": 9})
+    runs = params.runs | {run.name: run.model_copy(update={"train": train})}
+    text = page.make(params=params.model_copy(update={"runs": runs}), results=results).read_text()
+    assert f"<dt>Unlike {run.student}</dt><dd>has train.epochs 9 (not " in text
+
+
+def test_a_wide_picture_is_made_smaller(tmp_path):
+    Image.new("RGB", (3 * page.WIDTH, 600), "white").save(tmp_path / "wide.png")
+    source, width, height = page._inlined(tmp_path / "wide.png")
+    assert (width, height) == (page.WIDTH, 200)
+    assert source.startswith("data:image/webp;base64,")
+
+
+def test_size_of_a_vector_picture(tmp_path):
+    path = tmp_path / "curves.svg"
+    path.write_text('<svg width="720pt" height="36pt" viewBox="0 0 720 36.2"></svg>')
+    assert page._inlined(path)[1:] == (960, 48)
+
+
+def test_texts_of_figures_are_read_from_their_tables(tmp_path):
+    tables = {
+        "blocks": ("run,student,blocks,score,percent,epochs_to_converge\na,s,1,NDS,50,4\nb,s,2,NDS,51.26,3.5\n",
+                   "NDS of s: 50.0 % with 1, 51.3 % with 2. Epochs to settle: 4.0 with 1, 3.5 with 2."),
+        "missing-sensor": ("run,sensors,score,percent\na,all sensors,mAP,43.7\na,without lidar,mAP,0\n",
+                           "a, mAP: 43.7 % with all sensors, 0.0 % without lidar."),
+        "latency": ("run,score,percent,latency_ms\na,NDS,40,12.4\n", "a 40.0 % NDS in 12 ms."),
+        "curves": ("run,seed,step,loss\na,0,0,4\na,0,1,1\nb,0,0,2\nb,0,1,0.5\n",
+                   "2 panels; the loss ends at 25% of its start on average."),
+        "distillation": ("run,metric,baseline,distilled\na,NDS,40,41\nb,NDS,40,38.5\na,mAP,1,2\n",
+                         "2 distilled students; NDS changes from -1.5 points (b) to +1.0 (a)."),
+        "camera": ("outcome,class,run\nhit,car,a\nhit,bus,a\nmissed,car,a\n", "a: 2 hits, 1 missed."),
+        "errors": ("class,hit,false_alarm,missed,run\ncar,1,2,3,a\nbus,1,0,0,a\n", "a: 2 hits, 2 false alarms, 3 missed."),
+        "maps": ("class,iou_percent\nstop_line,\ndivider,21.7\n", "IoU on this sample: stop line nowhere, divider 22 %."),
+        "energy": ("level,run,cosine_to_teacher\nlow,a,0.5\nhigh,a,1\n",
+                   "Cosine of each map to the teacher's, low: a 0.50; high: a 1.00."),
+        "masks": ("level,region,mean\nlow,annotated objects,0.5\nlow,not annotated objects,0.25\n",
+                  "Mean of the mask, low: 0.500 on annotated objects, 0.250 elsewhere."),
+    }  # fmt: skip
+    for kind, (content, words) in tables.items():
+        (tmp_path / f"{kind}.csv").write_text(content)
+        assert seen.words(tmp_path / f"{kind}.png", kind) == words
+    (tmp_path / "blocks.csv").write_text("of,another,version\n1,2,3\n")
+    assert seen.words(tmp_path / "blocks.png", "blocks") == ""
+    assert seen.words(tmp_path / "absent.png", "blocks") == ""
 
 
 def test_a_run_without_results_is_said(params, results):

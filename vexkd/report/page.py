@@ -1,22 +1,24 @@
 """report.html: what was run, every table and figure, and a section for each run, in one file that needs no network.
 
-Text is escaped (`vexkd.report.markup`), pictures are inlined, there is no script. A table's cells lead to the runs' sections.
+Text is escaped (`vexkd.report.markup`), pictures are inlined, there is no script. A table's cells lead to the runs' sections,
+these back to its rows. The same results make the same file, so that a page made again is no change to git.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import re
 from pathlib import Path
 
 from vexkd import provenance
 from vexkd.errors import InputError
 from vexkd.params import Params
-from vexkd.report import run_section, runs, tables
+from vexkd.report import run_section, runs, seen, tables
 from vexkd.report.markup import Markup, element, join
 from vexkd.report.page_style import STYLE
 
-WIDTH = 1400  # pixels, to which wider bitmaps are scaled down
+WIDTH = 1200  # pixels, to which wider bitmaps are scaled down: what a wide window shows
 # A figure's name, or its beginning where it is drawn of each run -> its heading, and what it shows to who cannot see it.
 FIGURES = {
     "distillation": (
@@ -36,7 +38,8 @@ FIGURES = {
     "maps": ("Predicted maps", "Map classes from above: ground truth beside the predictions of the runs."),
     "curves": (
         "Training curves",
-        "The training loss of every run over optimiser steps, one panel a run and one colour a seed.",
+        "The training loss of every run over optimiser steps, one panel a run and one colour a seed. A loss that includes "
+        "masks being learned falls where their learning stops.",
     ),
     "birdseye": (
         "From above",
@@ -105,7 +108,7 @@ def document(params: Params, results: Path) -> str:
             ),
             id="main",
         ),
-        element("footer", element("p", _origin())),
+        element("footer", element("p", _origin(params))),
     )
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
@@ -119,13 +122,10 @@ def _lead(params: Params, results: Path) -> str:
     return f"{data[0].upper()}{data[1:]}. {finished} of {len(params.runs)} runs have results."
 
 
-def _origin() -> str:
-    """When and from which code the page was made."""
-    record = provenance.record()
-    commit = (record["commit"] or "unknown")[:10] + (" with uncommitted changes" if record["dirty"] else "")
-    return (
-        f"Made on {record['time']} at commit {commit} by `{record['command']}`. Each run names the commit that made it."
-    )
+def _origin(params: Params) -> str:
+    """What the page was made from. No time and no commit of its own: it is what its inputs make it."""
+    made = "the results beside this file, which name the commits, times and commands that made them"
+    return f"Made by vexkd page from {Path(params.path).name} and {made}."
 
 
 def _navigation(params: Params, general: dict[str, Path]) -> Markup:
@@ -172,7 +172,8 @@ def _tables(params: Params, results: Path) -> Markup:
             continue
         words = {head for head, left in zip(cells.head, tables.words(cells), strict=True) if left}
         notes = [element("p", note, class_="note") for note in cells.notes]
-        parts.append(join([heading, table(cells.head, cells.rows, params, caption=name, words=words), *notes]))
+        shown = table(cells.head, cells.rows, params, caption=name, words=words, anchor=f"row-{name}")
+        parts.append(join([heading, shown, *notes]))
     return element("section", element("h2", "Tables", id="tables"), parts, aria_labelledby="tables")
 
 
@@ -186,15 +187,24 @@ def _figures(general: dict[str, Path]) -> Markup:
 # ---------------------------------------------------------------------------------------------------------------- parts
 
 
-def table(head: list[str], rows: list[list[str]], params: Params, *, caption: str, words: set[str]) -> Markup:
-    """A table that scrolls by itself; names of runs lead to their sections. words: headings of columns that hold text."""
+def table(
+    head: list[str], rows: list[list[str]], params: Params, *, caption: str, words: set[str], anchor: str | None = None
+) -> Markup:
+    """A table that scrolls by itself; names of runs lead to their sections.
+
+    words: headings of columns that hold text. anchor: what the rows' anchors begin with, a run's name being their end.
+    """
     classes = ["word" if text in words else None for text in head]
     top = [element("th", text, scope="col", class_=kind) for text, kind in zip(head, classes, strict=True)]
     lines = []
+    taken = set()
     for row in rows:
         first, *rest = [_linked(text, params) for text in row]
+        name = row[0].partition(" ")[0]
+        place = f"{anchor}-{name}" if anchor and name not in taken else None  # a run may stand in a table twice
+        taken.add(name)
         cells = [element("td", text, class_=kind) for text, kind in zip(rest, classes[1:], strict=True)]
-        lines.append(element("tr", element("th", first, scope="row", class_="word"), cells))
+        lines.append(element("tr", element("th", first, scope="row", class_="word"), cells, id=place))
     hidden = "hidden" if caption in params.tables else None  # the heading above says it
     made = element(
         "table",
@@ -217,17 +227,34 @@ def _linked(text: str, params: Params) -> str:
 def figure(path: Path, level: int | None = None) -> Markup:
     """A picture with its caption, the text that stands for it, and a heading where it has none of its own."""
     title, words = _names(path.stem)
-    image = element("img", src=_inlined(path), alt=words, loading="lazy", decoding="async")
-    pan = element("div", image, class_="pan", tabindex="0", role="region", aria_label=title)
+    kind = _kind(path.stem)
+    run = path.stem.removeprefix(f"{kind}-") if kind and kind != path.stem else ""
+    label = f"{title}: {run}" if run else title
+    source, width, height = _inlined(path)
+    image = element(
+        "img",
+        src=source,
+        alt=f"{label}. {seen.words(path, kind or '') or words}",
+        width=width,
+        height=height,
+        class_="vector" if path.suffix == ".svg" else None,
+        loading="lazy",
+        decoding="async",
+    )
+    pan = element("div", image, class_="pan", tabindex="0", role="region", aria_label=label)
     heading = element(f"h{level}", title) if level else None
     return join([heading, element("figure", pan, element("figcaption", f"{words} File: figures/{path.name}"))])
 
 
+def _kind(name: str) -> str | None:
+    """The key of FIGURES that a figure's name is or begins with."""
+    return max((key for key in FIGURES if name == key or name.startswith(f"{key}-")), key=len, default=None)
+
+
 def _names(name: str) -> tuple[str, str]:
-    """Heading and description of a figure by its name, or by the beginning of it."""
-    known = [key for key in FIGURES if name == key or name.startswith(f"{key}-")]
-    title, words = FIGURES[max(known, key=len)] if known else (name.replace("-", " "), f"The figure {name}.")
-    return title, words
+    """Heading and description of a figure."""
+    kind = _kind(name)
+    return FIGURES[kind] if kind else (name.replace("-", " "), f"The figure {name}.")
 
 
 def _pictures(params: Params, results: Path) -> tuple[dict[str, Path], dict[str, list[Path]]]:
@@ -247,10 +274,13 @@ def _pictures(params: Params, results: Path) -> tuple[dict[str, Path], dict[str,
     return general, of_run
 
 
-def _inlined(path: Path) -> str:
-    """A picture as a data URI; a bitmap no wider than WIDTH, as WebP."""
+def _inlined(path: Path) -> tuple[str, int, int]:
+    """A picture as a data URI, a bitmap no wider than WIDTH as WebP; width and height, which keep its place on the page."""
     if path.suffix == ".svg":
-        return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        content = path.read_bytes()
+        found = re.search(rb'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', content)
+        width, height = (round(float(size) * 4 / 3) for size in found.groups()) if found else (960, 640)  # pt to px
+        return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}", width, height
     from PIL import Image
 
     with Image.open(path) as opened:
@@ -258,5 +288,5 @@ def _inlined(path: Path) -> str:
     if picture.width > WIDTH:
         picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=82, method=6)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    picture.save(stream, "WEBP", quality=78, method=5)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}", *picture.size

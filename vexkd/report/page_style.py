@@ -56,7 +56,12 @@ figure { margin: 1.2rem 0 2rem; }
 figure img { display: block; max-width: 100%; height: auto; padding: 0.5rem; background: #fff; border: 1px solid var(--line);
   border-radius: 6px; }
 .pan { overflow-x: auto; }
-@media (max-width: 40rem) { .pan img, .pan svg { width: 34rem; max-width: none; } }
+@media (max-width: 40rem) {
+  .pan img, .pan svg { width: 46rem; max-width: none; }
+  .pan img.vector { width: auto; }
+}
+.up { margin: 0.2rem 0 0; font-size: 0.85rem; }
+tr:target > * { background: var(--panel); }
 figcaption { margin-top: 0.5rem; color: var(--quiet); font-size: 0.88rem; max-width: 75ch; }
 .run + .run { border-top: 1px solid var(--line); margin-top: 2.5rem; }
 .run h3 code { font-size: 1.1rem; }

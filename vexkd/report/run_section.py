@@ -39,6 +39,7 @@ def section(run: Run, params: Params, results: Path, pictures: list[Markup]) -> 
         command = f"snakemake --cores all results/runs/{run.name}/metrics.json"
         parts.append(element("p", "No results yet; ", element("code", command), " makes them."))
     parts += [element("h4", "Settings"), _settings(run)]
+    parts.append(element("p", element("a", "All runs", href="#overview"), class_="up"))
     return element("section", parts, class_="run", aria_labelledby=anchor)
 
 
@@ -57,8 +58,14 @@ def _facts(run: Run, params: Params, results: Path) -> Markup:
     if unlike:
         facts.append((f"Unlike {run.student}", f"has {', '.join(unlike)} {tables.UNLIKE}"))
     shown = [name for name, rows in params.tables.items() if run.name in rows]
-    links = [join([element("a", name, href=f"#table-{name}"), " "]) for name in shown]
+    links = [join([element("a", name, href=f"#{_place(name, run.name, params, results)}"), " "]) for name in shown]
     return _definitions([*facts, *([("In tables", links)] if links else [])])
+
+
+def _place(table: str, run: str, params: Params, results: Path) -> str:
+    """The anchor of a run's row in a table, or of the table's heading where it cannot be shown yet."""
+    there = all(is_finished(name, results) for name in tables.needed(table, params=params))
+    return f"row-{table}-{run}" if there else f"table-{table}"
 
 
 def _definitions(pairs: list[tuple[str, Any]]) -> Markup:
@@ -141,6 +148,10 @@ def chart(frame: pd.DataFrame, name: str) -> Markup:
     for step, anchor in ((first, "start"), ((first + last) / 2, "middle"), (last, "end")):
         lines.append(element("text", f"{step:.0f}", x=f"{across(step):.1f}", y=bottom + 16, text_anchor=anchor))
     axis = "optimiser step; loss, " + ("logarithmic" if logarithmic else "linear")
+    seeds = frame["seed"].unique()
+    for number, seed in enumerate(seeds if len(seeds) > 1 else []):
+        place = {"x": right, "y": top + 12 + 13 * number, "text_anchor": "end"}
+        lines.append(element("text", f"seed {seed}", style=f"fill: {COLOURS[number % len(COLOURS)]}", **place))
     lines.append(element("text", axis, x=(left + right) / 2, y=bottom + 32, text_anchor="middle"))
     ends = frame.groupby("seed")["loss"].agg(["first", "last"]).mean()
     words = f"Training loss of {name}, from {ends['first']:.3g} to {ends['last']:.3g} over {last - first:.0f} steps."
@@ -160,15 +171,30 @@ def _origin(name: str, results: Path) -> Markup:
     pairs: list[tuple[str, Any]] = [
         (words, f"{cost[key]:.3g}") for key, words in units.items() if cost.get(key) is not None
     ]
-    dirty = " with uncommitted changes" if origins.dirty(origin) else ""
+    dirty = " with uncommitted changes" if origins.dirty(origin) else ", nothing uncommitted"
+    scored = origin["evaluation"].get("dataset") or {}
     pairs += [
+        ("Seeds", ", ".join(origin["seeds"])),
         ("Hardware", "; ".join(origins.hardware(origin))),
+        ("Versions", origins.environment(origin)),
         ("Commit", origins.short(origins.commits(origin)) + dirty),
         ("Trained", ", ".join(dict.fromkeys(str(seed.get("time", "")) for seed in seeds))),
-        ("Command", element("code", str(seeds[0].get("command", "")))),
+        ("Scored on", " ".join(str(scored[key]) for key in ("version", "split") if key in scored)),
+        ("Hashes", element("code", "; ".join(_hashes(origin)))),
+        *(("Command", element("code", line)) for line in dict.fromkeys(str(seed.get("command", "")) for seed in seeds)),
     ]
+    pairs = [(words, value) for words, value in pairs if value]
     whole = element("details", element("summary", "Whole record"), element("pre", json.dumps(origin, indent=2)))
     return join([element("h4", "Cost and provenance"), _definitions(pairs), whole])
+
+
+def _hashes(origin: dict[str, Any]) -> list[str]:
+    """Beginnings of the hashes of what went in and came out, each distinct one once; the record has them whole."""
+    seeds = list(origin["seeds"].values())
+    found = [("settings", seed.get("settings_digest")) for seed in seeds]
+    found += [pair for seed in seeds for pair in (seed.get("inputs") or {}).items()]
+    found += [pair for files in (origin["evaluation"].get("weights") or {}).values() for pair in files.items()]
+    return list(dict.fromkeys(f"{name} {str(value)[:16]}" for name, value in found if value))
 
 
 def _settings(run: Run) -> Markup:
