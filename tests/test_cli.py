@@ -18,6 +18,7 @@ from conftest import tiny_settings
 
 from vexkd import cli, params
 from vexkd.boxes import CLASSES
+from vexkd.errors import InputError
 
 HEAVY = ("torch", "spconv", "nuscenes", "transformers", "accelerate", "matplotlib", "pandas")
 
@@ -366,6 +367,15 @@ def test_a_category_or_attribute_that_is_gone_drops_no_box_silently(refused, dat
         replace(data / f"v1.0-mini/{table}.json", b"[]")
         assert what in refused("infos", "--root", data, "--version", "v1.0-mini", "--out", tmp_path / "infos")
     assert not (tmp_path / "infos").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"{}", b"\xff\xfe\x00"])
+def test_a_table_that_the_devkit_cannot_read(data, content):
+    from vexkd.evaluate import detection
+
+    replace(data / "v1.0-mini/sample.json", content)
+    with pytest.raises(InputError, match=r"v1\.0-mini: nuscenes-devkit cannot read this data set .*'vexkd doctor'\.$"):
+        detection._open(data, "v1.0-mini")
 
 
 # Lengths that a cut LiDAR file may have, multiples of 20 bytes (whole points) among them.

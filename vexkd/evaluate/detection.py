@@ -113,7 +113,7 @@ def _open(root: Path, version: str) -> Any:
 
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except (AssertionError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (AssertionError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{root / version}: nuscenes-devkit cannot read this data set ({_first_line(error)}); run 'vexkd doctor'."
         ) from error
