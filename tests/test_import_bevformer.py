@@ -132,8 +132,7 @@ def rig() -> Batch:
 def published_places(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """point_sampling: where (N, Q, D, 2) the pillars' points lie in the images, in [0, 1], and whether they are seen.
 
-    Cells run along x within a row, rows along y. Half a pixel stands between the published places and ours: pixel 0 is
-    published as the image's border, here its centre is at 0 (docs/DEVIATIONS.md); it is added, so that all else must agree.
+    Cells run along x within a row, rows along y.
     """
     lidar2img = np.zeros((CAMERAS, 4, 4))
     for camera in range(CAMERAS):
@@ -149,7 +148,7 @@ def published_places(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
                 point += [(row + 0.5) / ROWS * (BOUNDS[4] - BOUNDS[1]) + BOUNDS[1], z / height * height + BOUNDS[2], 1]
                 for camera in range(CAMERAS):
                     u, v, depth, _ = lidar2img[camera] @ point
-                    u, v = (u / max(depth, 1e-5) + 0.5) / IMAGE[1], (v / max(depth, 1e-5) + 0.5) / IMAGE[0]
+                    u, v = u / max(depth, 1e-5) / IMAGE[1], v / max(depth, 1e-5) / IMAGE[0]
                     places[camera, row * COLUMNS + column, anchor] = u, v
                     seen[camera, row * COLUMNS + column, anchor] = depth > 1e-5 and 0 < u < 1 and 0 < v < 1
     return places, seen
