@@ -9,6 +9,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import typer
+
+from vexkd import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = re.compile(r"`([\w./-]+\.py):([\w.]+)`")
@@ -67,6 +70,31 @@ def missing_links(text: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_code_named_in_a_page_exists(page):
     assert missing_code(page.read_text()) == []
+
+
+def unknown_commands(text: str) -> list[str]:
+    """Each `vexkd VERB --option` of a text, to the end of its code or line, whose verb or options do not exist."""
+    verbs = typer.main.get_command(cli.app).commands
+    found = []
+    for call in re.findall(r"(?:`|^)vexkd ([a-z][^`\n#]*)", text, re.MULTILINE):
+        words = call.split()
+        command = verbs.get(words[0])
+        if words[0] == "figure" and len(words) > 1:
+            command = command.commands.get(words[1])
+        known = {name for parameter in command.params for name in parameter.opts} if command is not None else set()
+        found += [f"vexkd {call}"] if command is None else []
+        found += [f"vexkd {call}: {word}" for word in words if re.fullmatch("--[a-z-]+", word) and word not in known]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_in_a_page_exist(page):
+    assert unknown_commands(page.read_text()) == []
+
+
+def test_commands_that_do_not_exist_are_found():
+    assert unknown_commands("`vexkd trian`") == ["vexkd trian"]
+    assert unknown_commands("```\nvexkd train --out a --bogus b\n```") == ["vexkd train --out a --bogus b: --bogus"]
 
 
 def test_the_paper_page_names_code():
