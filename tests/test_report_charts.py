@@ -14,7 +14,7 @@ from PIL import Image
 
 from vexkd import params as settings
 from vexkd.errors import InputError
-from vexkd.report import charts
+from vexkd.report import charts, inspection_figures
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -104,6 +104,15 @@ def test_latency(params, results):
     (results / "runs" / "student" / "latency.json").unlink()
     with pytest.raises(InputError, match="run student has no measured latency; make it with 'vexkd latency student'"):
         charts.make("latency", params=params, results=results)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "limits"),
+    [(0.2, 0.8, (0.2, 0.8)), (0.9993, 0.9993, (0.95, 1.0)), (0.0, 0.01, (0.0, 0.05)), (0.5, 0.51, (0.48, 0.53))],
+)
+def test_a_mask_that_hardly_varies_looks_even(least, most, limits):
+    mask = np.repeat([least, most], 5000).reshape(100, 100)
+    assert inspection_figures.mask_limits(mask) == pytest.approx(limits, abs=1e-9)
 
 
 def test_a_figure_without_rows_is_refused(params, results):

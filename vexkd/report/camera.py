@@ -27,6 +27,7 @@ ORDER = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM
 REACH = 2.0  # metres between centres, nuScenes' threshold for true positives
 NEAR = 0.3  # metres in front of a camera at which lines are cut
 WIDTH = 480  # pixels of an image in the figure
+DPI = 150  # of the figure, in which an image is as wide as that; more would store its noise enlarged
 # Corners of `box_tools.corners` that an edge joins; the last is a mark from the middle of the top to its front edge.
 EDGES = (
     [(i, (i + 1) % 4) for i in range(4)] + [(i + 4, (i + 1) % 4 + 4) for i in range(4)] + [(i, i + 4) for i in range(4)]
@@ -62,7 +63,7 @@ def camera(
 
     views = _views(keyframe)
     pictures = {view: _picture(Path(root) / keyframe.camera_paths[number]) for view, number in views.items()}
-    with drawing.figure(stem, (10.0, 8.8)) as made:
+    with drawing.figure(stem, (10.0, 8.8), dpi=DPI) as made:
         axes = made.subplots(4, 3).ravel()
         for place, (run, view) in enumerate((run, view) for run in judged for view in views):
             _draw(axes[place], pictures[view], judged[run], keyframe, views[view])

@@ -57,8 +57,11 @@ _STYLE: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def figure(stem: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure of `size` inches to draw on; when the block ends it is saved as `<stem>.png` and `<stem>.svg`."""
+def figure(stem: Path, size: tuple[float, float], dpi: int = 200) -> Iterator[Figure]:
+    """A figure of `size` inches to draw on; when the block ends it is saved as `<stem>.png` and `<stem>.svg`.
+
+    dpi: of the PNG; of the SVG's bitmaps at most 150.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -69,9 +72,12 @@ def figure(stem: Path, size: tuple[float, float]) -> Iterator[Figure]:
         made = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(made)
         yield made
-        for suffix, dpi, metadata in (("png", 200, {"Software": None}), ("svg", 150, {"Date": None, "Creator": None})):
+        kinds = (("png", dpi, {"Software": None}), ("svg", min(dpi, 150), {"Date": None, "Creator": None}))
+        for suffix, density, metadata in kinds:
             with provenance.atomic(stem.with_name(f"{stem.name}.{suffix}")) as temporary:
-                made.savefig(temporary, format=suffix, dpi=dpi, bbox_inches="tight", pad_inches=0.06, metadata=metadata)
+                made.savefig(
+                    temporary, format=suffix, dpi=density, bbox_inches="tight", pad_inches=0.06, metadata=metadata
+                )
 
 
 def panels(made: Figure, count: int, columns: int, **options: Any) -> list[Axes]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WORDS = {"low": "low: before the BEV encoder", "high": "high: after it"}
 SPAN = (0.5, 99.5)  # percentiles of the cells between which the colours run
+LEAST = 0.05  # of a mask, from one end of its colours to the other: one that hardly varies shall look even
 
 
 def energy(run: str, *, results: Path, models: Path, root: Path, infos: Path, seed: int) -> None:
@@ -68,7 +69,8 @@ def energy(run: str, *, results: Path, models: Path, root: Path, infos: Path, se
 
 
 def masks(run: str, *, results: Path, models: Path, root: Path, infos: Path, seed: int, maps: Path | None) -> None:
-    """Where a run distils, level by level: results/figures/masks-<run>.{png,svg,csv}; each level has its own colours.
+    """Where a run distils, level by level: results/figures/masks-<run>.{png,svg,csv}; each level has its own colours, which
+    span LEAST at the least.
 
     maps: rasters, from which the outline of the drivable area is drawn for a map segmentation. The CSV holds the masks'
     means by region. Raises InputError for a run that was not inspected or has no masks.
@@ -90,10 +92,10 @@ def masks(run: str, *, results: Path, models: Path, root: Path, infos: Path, see
     with drawing.figure(stem, (1.1 + 3.75 * len(shown), 4.5)) as made:
         axes = drawing.panels(made, len(shown), len(shown), sharey=True)
         for axis, (level, one) in zip(axes, shown.items(), strict=True):
-            image = _panel(axis, one, found.grid, boxes, _limits(one))
+            image = _panel(axis, one, found.grid, boxes, mask_limits(one))
             if "drivable area" in regions:
                 _outline(axis, regions["drivable area"], found.grid)
-            axis.set_title(WORDS[level], fontweight="bold")
+            axis.set_title(f"{WORDS[level]}, mean {one.mean():.3f}", fontweight="bold")
             axis.set_xlabel("x, right (m)")
             made.colorbar(image, ax=axis, label="mask", extend="both", shrink=0.8)
         axes[0].set_ylabel("y, forward (m)")
@@ -120,6 +122,15 @@ def _limits(*shown: np.ndarray) -> tuple[float, float]:
     """Where the colours of some maps begin and end."""
     low, high = np.percentile(np.stack(shown), SPAN)
     return float(low), float(max(high, low + 1e-6))
+
+
+def mask_limits(mask: np.ndarray) -> tuple[float, float]:
+    """Where the colours of a mask (Y, X) in [0, 1] begin and end, at least LEAST apart."""
+    low, high = _limits(mask)
+    if high - low >= LEAST:
+        return low, high
+    low = min(max(0.0, (low + high - LEAST) / 2), 1.0 - LEAST)
+    return low, low + LEAST
 
 
 def _energies(found: Inspection, names: list[str], objects: np.ndarray) -> pd.DataFrame:
