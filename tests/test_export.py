@@ -119,6 +119,16 @@ def test_what_differs_is_not_written(settings, tmp_path, monkeypatch):
         export._check(proto.SerializeToString(), module, "low", wrong, ["0.offset"], run)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_numbers_that_are_not_finite_never_agree(place):
+    """Neither where one side alone has them nor where both do: no comparison with NaN is true."""
+    pair = [torch.ones(2, 3), torch.ones(2, 3)]
+    assert export.relative_difference(*pair) == 0.0
+    pair[place][0, 0] = float("nan")
+    assert export.relative_difference(*pair) == float("inf")
+    assert export.relative_difference(pair[place], pair[place]) == float("inf")
+
+
 def test_what_cannot_be_exported_is_one_sentence(settings, tmp_path, monkeypatch):
     out = tmp_path / "model.onnx"
     run = settings.run("fusion-det")

@@ -92,6 +92,7 @@ def test_slow_voxels_decoding_and_files_show_in_theirs(settings, clock, monkeypa
     times = {name: stage["median_ms"] for name, stage in found["stages"].items() if stage["median_ms"]}
     assert times == {latency.READ: 4000.0, latency.VOXELIZE: 1000.0, latency.DECODE: 2000.0}
     assert found["median_ms"] == 3000.0
+    assert found["without_decoding"]["median_ms"] == 1000.0
     assert found["with_reading"]["median_ms"] == 7000.0
 
 
@@ -136,7 +137,7 @@ def test_the_verb_measures_trained_weights_on_real_samples(home, town, monkeypat
     assert kept["dtype"] == "fp32"
     assert kept["batch"] == 1
     assert {"device", "commit", "versions", "graph", "macs", "parameters"} <= set(kept)
-    assert kept["with_reading"]["median_ms"] > kept["median_ms"] > 0
+    assert kept["with_reading"]["median_ms"] > kept["median_ms"] > kept["without_decoding"]["median_ms"] > 0
     assert latency.READ in kept["stages"]
     assert "centerpoint-det" in capsys.readouterr().out
 

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -71,7 +72,10 @@ def write(
         raise InputError("a real rig needs both --root and --infos; give both or neither.")
     model, run, path = summary.deployed(name, params=params, models=models, seed=seed, weights=weights, random=random)
     if root is not None and infos is not None:
-        batch = collate([tasks.validation_set(run, root=root, infos=load_infos(infos))[sample]])
+        dataset = tasks.validation_set(run, root=root, infos=load_infos(infos))
+        if sample >= len(dataset):
+            raise InputError(f"--sample {sample}: {run.data.val_split} has {len(dataset)} samples, the first is 0.")
+        batch = collate([dataset[sample]])
     elif params is not None:
         batch = collate([summary.made_up_sample(params, run)])
     else:
@@ -334,8 +338,7 @@ def _check(
         found = dict(zip(names, session.run(names, {name: given.numpy()}), strict=True))
         for key, tensor in wanted.items():
             outputs[key] = tuple(tensor.shape)
-            difference = (torch.from_numpy(found[key]).double() - tensor.double()).abs().max()
-            differences[key] = max(differences[key], float(difference / tensor.double().abs().max().clamp(min=1e-6)))
+            differences[key] = max(differences[key], relative_difference(torch.from_numpy(found[key]), tensor))
     worst = max(names, key=differences.__getitem__)
     if not differences[worst] <= TOLERANCE:
         raise InputError(
@@ -343,6 +346,14 @@ def _check(
             f"more than {TOLERANCE:g}; nothing was written, deploy it with PyTorch."
         )
     return Checked({name: tuple(value.shape)}, outputs, differences)
+
+
+def relative_difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference over the largest value; infinite where either has numbers that are not finite."""
+    found, wanted = found.double(), wanted.double()
+    if not (found.isfinite().all() and wanted.isfinite().all()):
+        return math.inf
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
 
 
 def _require_extra() -> None:

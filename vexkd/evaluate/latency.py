@@ -89,6 +89,7 @@ def measure(
     per_sample = {name: np.pad(values, (0, count - len(values))) for name, values in taken.items()}
     whole = sum(values for name, values in per_sample.items() if name != READ)
     found = {**_spread(whole), "stages": {name: _spread(values) for name, values in per_sample.items()}}
+    found["without_decoding"] = _spread(whole - per_sample[DECODE])
     found["with_reading"] = _spread(whole + per_sample[READ]) if READ in per_sample else None
     counted = summary.of_model(model, collate([source.read(0)]).to(device), name=run.name).values()
     return found | {key: counted[key] for key in ("parameters", "macs", "flops", "graph", "sample")}
@@ -112,10 +113,10 @@ def write(
 ) -> dict[str, Any]:
     """Measure a run and write `results/runs/<run>/latency.json`.
 
-    median_ms, p5_ms, p95_ms: from the sample in memory to boxes or maps, transfer to the device included; `with_reading`:
-    from its files; null for made-up samples. stages: the same three numbers of each stage. device, dtype, threads, batch,
-    repeats, warmup, data, weights (SHA-256, null: random) and provenance say what was measured; macs, flops, parameters and
-    graph are those of `vexkd.engine.summary`, on one of the samples.
+    median_ms, p5_ms, p95_ms: from the sample in memory to boxes or maps, transfer to the device included. The same three:
+    `without_decoding`, to the head's raw output; `with_reading`, from the sample's files, null for made-up samples; each of
+    `stages`. device, dtype, threads, batch, repeats, warmup, data, weights (SHA-256, null: random) and provenance say what
+    was measured; macs, flops, parameters and graph are those of `vexkd.engine.summary`, on one of the samples.
     """
     if (root is None) != (infos is None):
         raise InputError("real samples need both --root and --infos; give both or neither.")
@@ -151,7 +152,8 @@ def in_words(values: dict[str, Any]) -> str:
     reading = values["with_reading"]
     lines = [
         f"{values['run']}: median {values['median_ms']:.1f} ms (p5 {values['p5_ms']:.1f}, p95 {values['p95_ms']:.1f}) "
-        f"without reading files, {'not measured' if reading is None else format(reading['median_ms'], '.1f') + ' ms'} with it",
+        f"without reading files, {'not measured' if reading is None else format(reading['median_ms'], '.1f') + ' ms'} with it; "
+        f"{values['without_decoding']['median_ms']:.1f} ms without decoding and NMS",
         f"{values['device']}, {values['dtype']}, {values['threads']} threads, batch 1, {values['repeats']} samples "
         f"after {values['warmup']} to warm up, {values['data']}",
         f"{values['parameters'] / 1e6:.2f} M parameters, {values['macs'] / 1e9:.2f} G multiply-adds "
