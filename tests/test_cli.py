@@ -466,7 +466,7 @@ def test_doctor_with_a_manifest_sees_every_cut(vexkd, data, tmp_path):
         assert status == 2
         assert len(err) == 2, err
         assert err[0].startswith(f"{path.relative_to(data)}: ")
-        assert "1 problems" in one_sentence(err[1])
+        assert "1 problem, listed above" in one_sentence(err[1])
         replace(path, whole)
     assert manifest.read_bytes() == recorded
     assert vexkd(*doctor(data, manifest))[0] == 0

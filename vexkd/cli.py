@@ -101,7 +101,8 @@ def doctor(
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        raise InputError(f"{root}: {len(problems)} problems, listed above; mend these files and look again.")
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise InputError(f"{root}: {count}, listed above; mend these files and look again.")
     print(f"{root}: every file that {version} names is there and whole.")
 
 
