@@ -47,6 +47,8 @@ def write(
     part = part or ("backbone" if alone else "all")
     boxes = boxes or ("legacy" if origin == "bevformer" else "current")
     _refuse_absent(run, part, origin)
+    if out.resolve() == file.resolve():
+        raise InputError(f"{out}: that is the checkpoint itself; name another file for the weights.")
     torch.manual_seed(0)  # what stays new is the same each time
     model = bev_model.build(run)
     own = model.state_dict()
@@ -121,6 +123,9 @@ def _trouble(result: Result, part: Part) -> str:
         return f"{len(shapes)} tensors of {part} have another shape, the first {shapes[0]}"
     if result.foreign:
         return f"{len(result.foreign)} tensors in it have no place, the first {result.foreign[0]}: it is of another network"
+    broken = [name for name, tensor in result.tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        return f"{len(broken)} tensors in it have numbers that are not finite, the first becomes {broken[0]}"
     if not any(belongs(name, part) for name in result.tensors):
         return f"none of its tensors belongs to {part}"
     return ""

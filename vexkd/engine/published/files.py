@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vexkd.errors import InputError
 
+# How torch's files begin: a zip archive, before torch 1.6 a pickle.
+_BEGINNINGS = (b"PK\x03\x04", b"\x80")
 # Where trainers put the tensors among other things, as far as these are plain values.
 _INSIDE = ("state_dict", "model", "module")
 
@@ -41,6 +43,10 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _torch(path: Path) -> Mapping[str, Any]:
+    with path.open("rb") as stream:
+        beginning = stream.read(16)
+    if beginning and not beginning.startswith(_BEGINNINGS):  # a web page that asks for a login, for instance
+        raise InputError(f"{path}: this is no file of torch's, it begins with {beginning!r}; download it again.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a refusal has a type of its own, damage has many

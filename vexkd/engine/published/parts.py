@@ -6,6 +6,7 @@ models/necks/second_fpn.py, models/dense_heads/centerpoint_head.py; pyramids fro
 
 from __future__ import annotations
 
+from vexkd.boxes import CLASSES
 from vexkd.engine.published.mapping import Source, Table, both, conv_module, rows, sequence, sparse_kernel, transposed
 from vexkd.params import Camera, CenterPoint, Lidar, SecondEncoder
 
@@ -59,13 +60,15 @@ def second(encoder: SecondEncoder, *, xy: bool) -> Table:
 
 
 def center_head(head: CenterPoint, theirs: str, *, legacy: bool) -> Table:
-    """CenterPoint's head, tasks and classes in the order of the run."""
+    """CenterPoint's head, tasks in the order of the run; a published task numbers its classes in the data set's order."""
     found = conv_module("head.shared", f"{theirs}.shared_conv")
-    for task in range(len(head.tasks)):
+    for task, classes in enumerate(head.tasks):
+        order = [sorted(classes, key=CLASSES.index).index(name) for name in classes]
         for branch, other in {"offset": "reg", **BRANCHES}.items():
             ours, their = f"head.tasks.{task}.branches.{branch}", f"{theirs}.task_heads.{task}.{other}"
+            change = both(rows(order)) if branch == "heatmap" else box_changes(branch, legacy=legacy)
             found |= conv_module(f"{ours}.0", f"{their}.0")
-            found[f"{ours}.1"] = Source(f"{their}.1", box_changes(branch, legacy=legacy))
+            found[f"{ours}.1"] = Source(f"{their}.1", change)
     return found
 
 
