@@ -69,10 +69,10 @@ def pair(town, tmp_path_factory) -> Path:
     [
         ("supervision", 1e-4, 1e-4),
         ("supervision in parts", 1e-4, 1e-4),
-        ("distillation", 2e-3, 1e-4),
-        ("fusion teacher", 2e-2, 2e-2),
-        ("synchronised supervision", 5e-2, 5e-2),
-        ("synchronised teacher", 0.5, 0.2),
+        ("distillation", 1e-4, 1e-4),
+        ("fusion teacher", 2e-2, 1e-2),
+        ("synchronised supervision", 5e-3, 5e-2),
+        ("synchronised teacher", 5e-3, 2e-2),
     ],
 )
 def test_two_processes_equal_one(pair, town, tmp_path, case, weights, curve):

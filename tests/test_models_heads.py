@@ -106,7 +106,7 @@ def test_codes_decode_to_their_boxes():
     torch.testing.assert_close(back, BOXES, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize(("make", "steps"), [(centerpoint_head, 300), (transfusion_head, 600)])
+@pytest.mark.parametrize(("make", "steps"), [(centerpoint_head, 300), (transfusion_head, 300)])
 def test_head_overfits_two_boxes(make, steps):
     torch.manual_seed(0)
     head = make()
@@ -319,8 +319,8 @@ def test_starts_are_the_published_ones():
     assert head.tasks[0].branches["heatmap"][1].bias.eq(centerpoint.HEATMAP_BIAS).all()
     assert head.tasks[0].branches["z"][1].bias.eq(0).all()
     head = transfusion_head(channels=64, ffn=128)
-    assert head.heatmap[1].bias.abs().max() < 0.1
-    assert head.predictors[0].branches["heatmap"][3].bias.abs().max() < 0.2
+    for last in (head.heatmap[1], head.predictors[0].branches["heatmap"][3]):  # ours, for a calmer start
+        assert last.bias.eq(centerpoint.HEATMAP_BIAS).all()
     assert float(head.heatmap[0][0].weight.detach().std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
     for name, parameter in head.layers.named_parameters():
         if parameter.dim() > 1:

@@ -19,7 +19,7 @@ from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
 from vexkd.models import heatmap
 from vexkd.models.bev_neck import conv_norm_act, start_by_fan_out
-from vexkd.models.centerpoint import within
+from vexkd.models.centerpoint import HEATMAP_BIAS, within
 from vexkd.ops.rotated_iou import iou_3d
 
 BRANCHES = {"centre": 2, "z": 1, "size": 3, "yaw": 2, "velocity": 2}
@@ -64,6 +64,7 @@ class TransFusionHead(nn.Module):
         self.shared = nn.Conv2d(in_channels, channels, 3, padding=1)
         hidden = start_by_fan_out(conv_norm_act(channels, channels))
         self.heatmap = nn.Sequential(hidden, nn.Conv2d(channels, classes, 3, padding=1))
+        nn.init.constant_(self.heatmap[1].bias, HEATMAP_BIAS)
         self.class_code = nn.Linear(classes, channels)
         self.layers = nn.ModuleList(
             DecoderLayer(channels=channels, heads=heads, ffn=ffn, dropout=dropout) for _ in range(layers)
@@ -93,7 +94,7 @@ class TransFusionHead(nn.Module):
         """Heatmap logits, the last step in float32: rounded to bfloat16, neighbours of a peak would equal it."""
         hidden = self.heatmap[0](shared)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.heatmap[1](hidden.float())
+            return self.heatmap[1](hidden.to(self.heatmap[1].weight.dtype))
 
     def _cell_centres(self, device: torch.device) -> Tensor:
         rows, columns = self.grid.shape
@@ -243,7 +244,9 @@ class PositionCode(nn.Module):
 
     def forward(self, place: Tensor) -> Tensor:
         with torch.autocast(place.device.type, enabled=False):  # bfloat16 tells cells apart up to 128 only
-            return self.second(torch.relu(self.norm(self.first(place.float().transpose(1, 2))))).transpose(1, 2)
+            return self.second(
+                torch.relu(self.norm(self.first(place.to(self.first.weight.dtype).transpose(1, 2))))
+            ).transpose(1, 2)
 
 
 class Predictor(nn.Module):
@@ -263,6 +266,7 @@ class Predictor(nn.Module):
                 for name, width in outputs.items()
             }
         )
+        nn.init.constant_(self.branches["heatmap"][3].bias, HEATMAP_BIAS)
 
     def forward(self, query: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """query (B, Q, C), place (B, Q, 2) in cells -> codes (B, Q, 10) with absolute cells, logits (B, Q, K)."""
