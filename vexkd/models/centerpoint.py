@@ -47,11 +47,12 @@ class TaskHead(nn.Module):
         outputs = {**BRANCHES, "heatmap": classes}
         self.branches = nn.ModuleDict(
             {
-                name: nn.Sequential(conv_norm_act(in_channels, channels), nn.Conv2d(channels, width, 3, padding=1))
+                name: nn.Sequential(
+                    start_by_fan_out(conv_norm_act(in_channels, channels)), nn.Conv2d(channels, width, 3, padding=1)
+                )
                 for name, width in outputs.items()
             }
         )
-        start_by_fan_out(self)
         nn.init.constant_(self.branches["heatmap"][1].bias, HEATMAP_BIAS)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
