@@ -67,8 +67,8 @@ def pair(town, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("case", "weights", "curve"),
     [
-        ("supervision", 1e-4, 1e-4),
-        ("supervision in parts", 1e-4, 1e-4),
+        ("supervision", 5e-3, 1e-3),
+        ("supervision in parts", 5e-3, 1e-3),
         ("distillation", 1e-4, 1e-4),
         ("fusion teacher", 2e-2, 1e-2),
         ("synchronised supervision", 5e-3, 5e-2),
@@ -76,7 +76,11 @@ def pair(town, tmp_path_factory) -> Path:
     ],
 )
 def test_two_processes_equal_one(pair, town, tmp_path, case, weights, curve):
-    """After four steps, masks learning in the first three. The teacher's proposals are discrete choices among near ties."""
+    """After four steps, masks learning in the first three.
+
+    Mostly they are apart by 1e-6, but a step is not continuous everywhere: rounding turns the sign of an L1 near its zero (seen:
+    losses equal to the last digit, gradient 4e-4 apart), and the teacher's proposals are discrete choices among near ties.
+    """
     parallel.train(case, town, tmp_path, whole=True)
     first, alone = load_file(tmp_path / f"{case}.first.safetensors"), load_file(tmp_path / f"{case}.safetensors")
     both = load_file(pair / f"{case}.safetensors")
