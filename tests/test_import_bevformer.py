@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from published import Published, built, put, tiny
+from test_models_bevformer import bilinear
 from torch import Tensor
 
 from vexkd.batch import Batch
@@ -152,18 +153,6 @@ def published_places(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
                     places[camera, row * COLUMNS + column, anchor] = u, v
                     seen[camera, row * COLUMNS + column, anchor] = depth > 1e-5 and 0 < u < 1 and 0 < v < 1
     return places, seen
-
-
-def bilinear(plane: np.ndarray, u: float, v: float) -> np.ndarray:
-    """plane (H, W, C) at (u, v) in [0, 1], cell centres at (i + 0.5) / size, zero outside."""
-    height, width = plane.shape[:2]
-    x, y = u * width - 0.5, v * height - 0.5
-    total = np.zeros(plane.shape[2])
-    for row in (math.floor(y), math.floor(y) + 1):
-        for column in (math.floor(x), math.floor(x) + 1):
-            if 0 <= row < height and 0 <= column < width:
-                total += (1 - abs(y - row)) * (1 - abs(x - column)) * plane[row, column]
-    return total
 
 
 def published_self_attention(p: Published, query: Tensor, position: Tensor, name: str) -> Tensor:

@@ -128,7 +128,7 @@ def test_places_on_the_real_keyframe_are_the_depth_images(keyframe, tmp_path):
 
 
 def bilinear(plane: np.ndarray, u: float, v: float) -> np.ndarray:
-    """Sample of a map (H, W, C) at (u, v) in [0, 1], zero outside."""
+    """Sample of a map (H, W, C) at (u, v) in [0, 1], cell centres at (i + 0.5) / size, zero outside."""
     height, width = plane.shape[:2]
     x, y = u * width - 0.5, v * height - 0.5
     total = np.zeros(plane.shape[2])

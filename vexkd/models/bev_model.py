@@ -150,11 +150,15 @@ class BEVModel(nn.Module):
 
     def divisors(self, positives: Tensor) -> Tensor:
         """What the losses of a whole batch are divided by, from its counts."""
-        own, camera = positives.split([self.head.normalisers, self.normalisers - self.head.normalisers])
+        own, camera = self._split(positives)
         found = [self.head.divisors(own)]
         if len(camera):
             found.append(self.camera.divisors(camera))
         return torch.cat(found)
+
+    def _split(self, positives: Tensor) -> tuple[Tensor, ...]:
+        """The head's numbers, and the camera branch's, of which there may be none."""
+        return positives.split([self.head.normalisers, self.normalisers - self.head.normalisers])
 
     def loss(self, output: Output, batch: Batch, positives: Tensor | None = None) -> dict[str, Tensor]:
         """The loss terms of the head, and of the camera branch where the output holds what its own loss reads.
@@ -163,7 +167,7 @@ class BEVModel(nn.Module):
         """
         if positives is None:
             positives = self.divisors(self.positives(batch))
-        own, camera = positives.split([self.head.normalisers, self.normalisers - self.head.normalisers])
+        own, camera = self._split(positives)
         terms = self.head.loss(output.predictions, batch, own)
         if output.auxiliary:
             terms = terms | self.camera.auxiliary_loss(output.auxiliary, batch, camera)
