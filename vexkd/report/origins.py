@@ -91,6 +91,7 @@ def hardware(origin: dict[str, Any]) -> list[str]:
     words = []
     for seed in origin["seeds"].values():
         cpu = (seed.get("hardware") or {}).get("cpu", seed["device"])
-        threads = f"{seed.get('threads')} thread{'' if seed.get('threads') == 1 else 's'}"  # imported weights have none
-        words.append(f"{cpu} ({threads})" if on_cpu(seed) else f"{seed['devices']} × {seed['device']}")
+        count = seed.get("threads")  # imported weights have none
+        threads = f" ({count} thread{'' if count == 1 else 's'})" if count else ""
+        words.append(f"{cpu}{threads}" if on_cpu(seed) else f"{seed['devices']} × {seed['device']}")
     return list(dict.fromkeys(words))
