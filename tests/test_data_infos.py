@@ -159,6 +159,17 @@ def test_cut_table_names_the_file(tmp_path, keep):
         info_tools.build(root, VERSION, tmp_path / "out", progress=False)
 
 
+@pytest.mark.parametrize("attribute", ["flying", ["moving"], 3])
+def test_an_unknown_attribute_is_refused(tmp_path, attribute):
+    root = write(tmp_path / "set")
+    path = root / VERSION / "sample_annotation.json"
+    rows = json.loads(path.read_text())
+    rows[-1]["attribute_tokens"] = [attribute]
+    path.write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=f"annotation {rows[-1]['token']} names an attribute that {VERSION} lacks"):
+        info_tools.build(root, VERSION, tmp_path / "out", progress=False)
+
+
 def test_rows_survive_block_borders(tmp_path, monkeypatch):
     rows = [{"token": str(i), "text": 'a "}" or ], {' * (i % 5)} for i in range(50)]
     (tmp_path / "v").mkdir()

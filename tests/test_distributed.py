@@ -345,6 +345,13 @@ def position_of(state):
         return stream.metadata()["position"]
 
 
+def test_a_result_that_could_not_be_written_is_refused_before_training(town, tmp_path):
+    (tmp_path / "model").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match=r"/model: cannot be written \(File exists\)"):
+        train_alone(town, tmp_path)
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_a_really_full_disk(alone, town, tmp_path):
     """A small file system in memory that holds one state but not two; needs the right to mount one."""
     scratch = tmp_path / "scratch"

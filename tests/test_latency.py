@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -145,6 +146,9 @@ def test_the_verb_measures_trained_weights_on_real_samples(home, town, monkeypat
 def test_no_weights_is_one_sentence(home):
     settings = params.load(home / "params.yaml")
     options = {"params": settings, "models": home / "models", "seed": 0, "weights": None, "random": False}
+    both = {"weights": Path("some.safetensors"), "random": True}
+    with pytest.raises(InputError, match="--random and --weights some.safetensors exclude each other"):
+        summary.deployed("centerpoint-det", **options | both)
     with pytest.raises(InputError, match=r"models/centerpoint-det/seed0.*--random"):
         summary.deployed("centerpoint-det", **options)
     run = settings.run("lidar-pretrain")

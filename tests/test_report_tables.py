@@ -229,7 +229,7 @@ def test_other_seeds_are_said(params, results):
     ],
 )
 def test_differences_of_settings_in_words(own, alone, words):
-    assert gains._settings(own, alone) == words
+    assert [gains._in_words(*setting) for setting in settings.unequal(own, alone)] == words
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -700,6 +701,15 @@ def write_configs(params: Params, results: Path | str = "results") -> None:
 def from_values(training: dict[str, Any], inference: dict[str, Any], where: str) -> Run:
     """A run from plain values, for instance those in the header of a weights file; `where` names their origin."""
     return _validate(Run, {**training, "inference": inference}, where)
+
+
+def unequal(own: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two settings differ: the path, then both values, None for one that is absent; whole blocks where one lacks them."""
+    if isinstance(own, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*own, *other]):
+            yield from unequal(own.get(key), other.get(key), f"{path}.{key}" if path else str(key))
+    elif own != other:
+        yield path, own, other
 
 
 def dump(values: dict[str, Any]) -> str:

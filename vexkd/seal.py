@@ -103,13 +103,10 @@ def check(params: Params, models: Path | str = "models", names: Iterable[str] | 
     return [f"{problem.rstrip('.')}." for problem in problems]
 
 
-def differences(made: Any, asked: Any, where: str = "") -> list[str]:
+def differences(made: Any, asked: Any) -> list[str]:
     """Paths at which two settings differ, as `train.lr (0.001, now 0.002)`."""
-    if isinstance(made, dict) and isinstance(asked, dict):
-        keys = [*asked, *(key for key in made if key not in asked)]
-        pairs = [(key, made.get(key), asked.get(key)) for key in keys]
-        return [line for key, a, b in pairs for line in differences(a, b, f"{where}.{key}" if where else str(key))]
-    return [] if made == asked else [f"{where} ({json.dumps(made)}, now {json.dumps(asked)})"]
+    found = settings.unequal(asked, made)
+    return [f"{path} ({json.dumps(theirs)}, now {json.dumps(own)})" for path, own, theirs in found]
 
 
 def freeze(path: Path | str = "params.yaml", results: Path | str = "results", models: Path | str = "models") -> Params:

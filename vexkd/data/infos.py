@@ -516,14 +516,15 @@ class _Annotations:
                     f"annotation {row['token']} names a sample or instance that {version} lacks: "
                     "extract the metadata again."
                 )
-            if row["attribute_tokens"] and row["attribute_tokens"][0] not in attribute:
+            named = row["attribute_tokens"][:1]
+            if any(str(token) not in attribute for token in named):
                 raise InputError(
                     f"annotation {row['token']} names an attribute that {version} lacks: extract the metadata again."
                 )
             tokens.append(row["token"])
             values = (
                 same[row["instance_token"]],
-                attribute[row["attribute_tokens"][0]] if row["attribute_tokens"] else "",
+                attribute[named[0]] if named else "",
                 row.get("visibility_token", ""),
                 samples.position[row["sample_token"]],
                 label_of[row["instance_token"]],

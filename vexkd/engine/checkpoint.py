@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,13 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({reason}); make room or mend the folder and give the same command again, "
             "it goes on from the last saved state."
         ) from None
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and try that files can be written there: before hours of training, not after them."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:

@@ -63,6 +63,7 @@ def train(
         if any(processes.anywhere(accelerator, finished)):
             _say_finished(run, seed, out, accelerator)
             return
+        processes.on_main(accelerator, lambda: checkpoint.require_writable(out))
         key = provenance.digest({"settings": run.training(), "inputs": inputs, "seed": seed})
         folder = scratch / run.name / f"seed{seed}-{key}"
         lock = Lock(folder / "lock")

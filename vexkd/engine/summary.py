@@ -141,6 +141,8 @@ def deployed(
     """
     if name is None and weights is None:
         raise InputError("name a run, or its weights with --weights.")
+    if random and weights is not None:
+        raise InputError(f"--random and --weights {weights} exclude each other; pass one of them.")
     run = params.run(name) if name is not None and params is not None else None
     if random and run is not None:
         seed_everything(0)

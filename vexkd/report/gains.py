@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vexkd.params import Params
+from vexkd.params import Params, unequal
 from vexkd.report import origins, runs
 
 LEVEL = 0.95
@@ -59,7 +59,8 @@ def unlike(run: str, params: Params, results: Path) -> list[str]:
     row = params.run(run)
     if row.kind != "distilled" or row.student is None:
         return []
-    found = _settings(row.besides_teaching(), params.run(row.student).besides_teaching())
+    student = params.run(row.student)
+    found = [_in_words(*setting) for setting in unequal(row.besides_teaching(), student.besides_teaching())]
     own, alone = runs.origin(run, results), runs.origin(row.student, results)
     if origins.data(own) != origins.data(alone):
         found.append("other data")
@@ -76,22 +77,14 @@ def unlike(run: str, params: Params, results: Path) -> list[str]:
     return found
 
 
-def _settings(own: dict[str, Any], alone: dict[str, Any], path: str = "") -> list[str]:
-    """Where two mappings of settings differ, the whole block where one lacks it."""
-    found = []
-    for key in dict.fromkeys([*alone, *own]):
-        name, mine, theirs = f"{path}{key}", own.get(key), alone.get(key)
-        if mine == theirs:
-            continue
-        if isinstance(mine, dict) and isinstance(theirs, dict):
-            found += _settings(mine, theirs, f"{name}.")
-        elif mine is None:
-            found.append(f"no {name}")
-        elif isinstance(mine, dict) or theirs is None:
-            found.append(name if isinstance(mine, dict) else f"{name} {_plain(mine)}")
-        else:
-            found.append(f"{name} {_plain(mine)} (not {'a block' if isinstance(theirs, dict) else _plain(theirs)})")
-    return found
+def _in_words(name: str, mine: Any, theirs: Any) -> str:
+    """A setting that two runs do not share; of a block only its name."""
+    if mine is None:
+        return f"no {name}"
+    if isinstance(mine, dict):
+        return name
+    other = "" if theirs is None else f" (not {'a block' if isinstance(theirs, dict) else _plain(theirs)})"
+    return f"{name} {_plain(mine)}{other}"
 
 
 def _plain(value: Any) -> str:

@@ -345,7 +345,7 @@ def _interval_note(frame: pd.DataFrame) -> list[str]:
     drawn = "scenes and seeds" if (shown["n_seeds"] > 1).any() else "scenes"
     note = f"In brackets: {gains.LEVEL:.0%} confidence interval of the gain, paired bootstrap over {drawn}"
     few = ", too few to trust it" if scenes[0] < gains.FEW_SCENES else ""
-    return [f"{note} ({' or '.join(map(str, scenes))} scenes{few})."]
+    return [f"{note} ({' or '.join(map(str, scenes))} {'scene' if scenes == [1] else 'scenes'}{few})."]
 
 
 def _weak_note(run: Run, params: Params, results: Path) -> list[str]:
