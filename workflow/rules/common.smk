@@ -5,7 +5,7 @@ import re
 import shlex
 from typing import get_args
 
-from scripts import machine, slurm_queue
+from scripts import machine, scheduler, slurm_queue
 from vexkd import seal
 from vexkd.errors import InputError
 from vexkd.params import PICTURES, FigureName
