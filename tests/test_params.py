@@ -278,7 +278,10 @@ def test_every_row_and_table_of_the_paper_stands_at_laptop_scale_too():
     paper, laptop = params.load(ROOT / "params.yaml"), params.load(ROOT / "demo/full/params.yaml")
     assert set(laptop.runs) >= set(paper.runs)  # a user may add rows to the demo alone
     assert laptop.tables == {**laptop.tables, **paper.tables}
-    assert laptop.figures == paper.figures
+    assert {**laptop.figures, "blocks": None} == {**paper.figures, "blocks": None}
+    for settings in (paper, laptop):  # the laptop's default is one block, the paper's three
+        blocks = [settings.run(name) for name in settings.figures["blocks"]]
+        assert [run.distill.mask_blocks for run in blocks] == [1, 2, 3, 4, 5, 6]
     assert all(run.data.version == "v1.0-mini" and run.train.batch <= 4 for run in laptop.runs.values())
     for name, run in paper.runs.items():
         own = laptop.run(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from vexkd import params as settings
 from vexkd.errors import InputError
-from vexkd.report import charts, inspection_figures
+from vexkd.report import charts, drawing, inspection_figures
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -95,6 +98,33 @@ def test_missing_sensor(params, results):
     (results / "runs" / "teacher" / "metrics-without-lidar.json").unlink()
     with pytest.raises(InputError, match=r"metrics-without-lidar\.json: run teacher was not scored without a sensor"):
         charts.make("missing-sensor", params=params, results=results)
+
+
+def test_names_of_close_marks_hide_nothing():
+    made = Figure(figsize=(3.3, 3.4))
+    axis = made.subplots()
+    marks = {f"centerpoint-{number}": (70.0 + 0.3 * (number % 3), 30.0 + 0.1 * number) for number in range(6)}
+    marks |= {"far": (80.0, 40.0)}
+    axis.plot(*zip(*marks.values(), strict=True), "o")
+    axis.margins(0.3, 0.18)
+    charts._names(axis, marks)
+    made.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # of the names alone, not of the lines to the marks
+    assert len(boxes) == 7
+    assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+    places = [axis.transData.transform(mark) for mark in marks.values()]
+    assert not any(box.contains(*place) for box in boxes for place in places)
+
+
+@pytest.mark.parametrize("height", [2.5, 26.0])
+def test_notes_stand_above_the_panels(tmp_path, height):
+    with drawing.figure(tmp_path / "any", (4.0, height)) as made:
+        (axis, _) = drawing.panels(made, 2, 1)
+        axis.set_title("a panel")
+        drawing.heading(made, "A figure", "a note\nand another")
+    notes, title = made.texts[0].get_window_extent(), axis.title.get_window_extent()
+    assert title.y1 < notes.y0 < made.bbox.y1
+    assert notes.y1 > made.bbox.y1 - 0.2 * made.dpi
 
 
 def test_latency(params, results):

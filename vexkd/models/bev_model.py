@@ -194,7 +194,17 @@ def build(run: Run) -> BEVModel:
     low_channels = fusion.out_channels if fusion is not None else next(iter(widths.values()))
     bev_encoder = build_bev_encoder(run, low_channels)
     head = build_head(run, bev_encoder.out_channels, grid)
-    return BEVModel(grid=grid, lidar=lidar, camera=camera, fusion=fusion, bev_encoder=bev_encoder, head=head)
+    return channels_last(
+        BEVModel(grid=grid, lidar=lidar, camera=camera, fusion=fusion, bev_encoder=bev_encoder, head=head)
+    )
+
+
+def channels_last(model: BEVModel) -> BEVModel:
+    """The weights of 2D convolutions with channels innermost: maps follow the first of them, and no step reorders them."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)
+    return model
 
 
 def build_lidar(run: Run) -> SparseEncoder:

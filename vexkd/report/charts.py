@@ -207,9 +207,27 @@ def _scatter(axis: Axes, part: pd.DataFrame) -> None:
         )  # fmt: skip
     places = part.set_index("run")[["latency_ms", "percent"]]
     for row in part.itertuples():
-        axis.annotate(row.run, (row.latency_ms, row.percent), (5, 3), textcoords="offset points", fontsize=6.5)
         if row.student in places.index:
             arrow = {"arrowstyle": "->", "color": drawing.GREY, "linewidth": 0.9, "shrinkA": 4, "shrinkB": 4}
             axis.annotate("", (row.latency_ms, row.percent), tuple(places.loc[row.student]), arrowprops=arrow, zorder=3)
     axis.margins(0.3, 0.18)
     axis.grid()
+    _names(axis, {str(run): (x, y) for run, (x, y) in zip(places.index, places.to_numpy(), strict=True)})
+
+
+def _names(axis: Axes, marks: dict[str, tuple[float, float]], size: float = 6.5) -> None:
+    """Names at the right of their marks, each raised until it hides nothing below; from a raised one a line leads back."""
+    axis.autoscale_view()
+    places = {name: axis.transData.transform(mark) * 72 / axis.figure.dpi for name, mark in marks.items()}  # in points
+    taken = [(x - 4, x + 4, y - 4) for x, y in places.values()]  # left, right and lower edge of marks, then of names
+    for name, (x, y) in sorted(places.items(), key=lambda item: item[1][1]):
+        left, right, low = x + 6, x + 6 + 0.6 * size * len(name), y + 3
+        for other_left, other_right, other_low in sorted(taken, key=lambda edges: edges[2]):
+            if left < other_right and other_left < right and abs(low - other_low) < 1.25 * size:
+                low = other_low + 1.25 * size
+        taken.append((left, right, low))
+        line = {"arrowstyle": "-", "color": drawing.GREY, "linewidth": 0.5, "shrinkB": 3, "relpos": (0, 0)}
+        axis.annotate(
+            name, marks[name], (left - x, low - y), textcoords="offset points", fontsize=size,
+            arrowprops=line if low > y + 3 else None,
+        )  # fmt: skip

@@ -93,7 +93,8 @@ def heading(made: Figure, text: str, note: str) -> None:
     """A bold title and lines of notes below it, at the left."""
     room = "\n" * (2 + note.count("\n"))  # empty lines of the title keep the notes' place in the layout
     made.suptitle(text + room, x=0.01, ha="left", fontsize=9, fontweight="bold")
-    made.text(0.01, 0.985, f"\n{note}", fontsize=7.5, va="top", ha="left", color="#555555", linespacing=1.6)
+    top = 1 - 0.05 / made.get_figheight()  # as many inches below the edge in a tall figure as in a low one
+    made.text(0.01, top, f"\n{note}", fontsize=7.5, va="top", ha="left", color="#555555", linespacing=1.6)
 
 
 def title_style(name: str) -> dict[str, Any]:
