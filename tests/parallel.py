@@ -112,7 +112,7 @@ def train(case: str, town: Path, out: Path, *, whole: bool = False) -> None:
 
 def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
     """All that is trained, and BatchNorm's statistics."""
-    return {k: v.clone() for k, v in trainer.bare.state_dict().items() if not k.startswith("teacher.")}
+    return {k: v.clone().contiguous() for k, v in trainer.bare.state_dict().items() if not k.startswith("teacher.")}
 
 
 def poison(town: Path, out: Path) -> None:

@@ -347,7 +347,7 @@ def position_of(state):
 
 def test_a_result_that_could_not_be_written_is_refused_before_training(town, tmp_path):
     (tmp_path / "model").write_text("a file where the folder should be")
-    with pytest.raises(InputError, match=r"/model: cannot be written \(File exists\)"):
+    with pytest.raises(InputError, match=r"/model: cannot be written \(Not a directory\)"):
         train_alone(town, tmp_path)
     assert not (tmp_path / "scratch").exists()
 

@@ -193,10 +193,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def require_writable(folder: Path) -> None:
-    """Make a folder and try that files can be written there: before hours of training, not after them."""
+    """Try that files can be written to a folder, which need not be there yet: before hours of training, not after them."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=there).close()
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
