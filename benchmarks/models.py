@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from vexkd import params as settings
 from vexkd.batch import Batch, collate
@@ -20,17 +19,13 @@ from vexkd.models import bev_model
 RUNS = ("fusion-det", "centerpoint-det", "bevdet-seg")
 
 
-def laid_out(run: settings.Run, memory_format: torch.memory_format, device: torch.device) -> nn.Module:
+def laid_out(run: settings.Run, memory_format: torch.memory_format, device: torch.device) -> bev_model.BEVModel:
     """The run's model in training mode, its 2D convolutions in this layout."""
     seed_everything(0)
-    model = bev_model.build(run).to(device).train()
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to(memory_format=memory_format)
-    return model
+    return bev_model.lay_out(bev_model.build(run).to(device).train(), memory_format)
 
 
-def milliseconds(model: nn.Module, batch: Batch, device: torch.device) -> float:
+def milliseconds(model: bev_model.BEVModel, batch: Batch, device: torch.device) -> float:
     """One pass to the loss and back."""
     if device.type == "cuda":
         torch.cuda.synchronize()
