@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from test_data_tiny import RINGS, VERSION, real_keyframe, write
 
-from vexkd.data import doctor, tables
+from vexkd.data import doctor, file_checks, tables
 from vexkd.data import infos as info_tools
+from vexkd.data import manifest as manifest_tools
 from vexkd.errors import InputError
 
 
@@ -80,7 +81,7 @@ def test_quick_needs_a_manifest_and_manifests_know_their_version(tmp_path):
     root = write(tmp_path / "set")
     with pytest.raises(InputError, match="none.parquet: make it with --manifest, once without --quick"):
         _examine(root, manifest=tmp_path / "none.parquet", quick=True)
-    doctor.write_manifest(tmp_path / "other.parquet", "v1.0-test", [])
+    manifest_tools.write_manifest(tmp_path / "other.parquet", "v1.0-test", [])
     [problem] = _examine(root, manifest=tmp_path / "other.parquet")
     assert problem.endswith("the manifest is of v1.0-test, not of v1.0-mini")
 
@@ -127,9 +128,9 @@ def test_no_data_at_all(tmp_path, missing):
 
 def test_radar_header_is_held_to_the_content():
     header = b"# .PCD v0.7\nVERSION 0.7\nFIELDS x y\nSIZE 4 4\nTYPE F F\nCOUNT 1 1\nPOINTS 3\nDATA binary\n"
-    assert doctor.radar_problem(header + bytes(25)) == ""
-    assert doctor.radar_problem(header + bytes(23)) == "the file is cut: 23 bytes of points instead of 24"
-    assert doctor.radar_problem(header[:40]) == "the file is not a binary PCD file"
+    assert file_checks.radar_problem(header + bytes(25)) == ""
+    assert file_checks.radar_problem(header + bytes(23)) == "the file is cut: 23 bytes of points instead of 24"
+    assert file_checks.radar_problem(header[:40]) == "the file is not a binary PCD file"
 
 
 def test_boxes_reveal_a_cut_in_any_order_of_points():
@@ -140,8 +141,8 @@ def test_boxes_reveal_a_cut_in_any_order_of_points():
     inside = np.tile([10.0, 0, 0, 1, 1], (30, 1))
     points = np.concatenate([low, inside]).astype(np.float32)
     counts = np.array([30])
-    assert doctor.lidar_problem(points.tobytes(), box, counts) == ""
-    assert "a box holds 10 points where the table counts 30" in doctor.lidar_problem(
+    assert file_checks.lidar_problem(points.tobytes(), box, counts) == ""
+    assert "a box holds 10 points where the table counts 30" in file_checks.lidar_problem(
         points[:-20].tobytes(), box, counts
     )
 
@@ -152,17 +153,17 @@ def test_real_sweep_cut_anywhere():
     path = _some(root, f"samples/{tables.LIDAR}/*")
     data = path.read_bytes()
     known = info_tools.annotated(root, VERSION)[str(path.relative_to(root))]
-    assert doctor.lidar_problem(data, *known) == ""
+    assert file_checks.lidar_problem(data, *known) == ""
     cuts = [*range(1, 1300), *np.random.default_rng(0).integers(1, len(data), 150), *range(512, len(data), 8192)]
-    unseen = [cut for cut in cuts if not doctor.lidar_problem(data[: len(data) - cut], *known)]
+    unseen = [cut for cut in cuts if not file_checks.lidar_problem(data[: len(data) - cut], *known)]
     assert unseen == [640, 1280]
     for columns in range(15, 1084, 16):
-        assert "cut" in doctor.lidar_problem(data[: len(data) - columns * 640], *known), columns
+        assert "cut" in file_checks.lidar_problem(data[: len(data) - columns * 640], *known), columns
 
 
 def test_real_image_cut_anywhere():
     data = _some(real_keyframe(), "samples/CAM_FRONT/*").read_bytes()
-    assert doctor.image_problem(data, (1600, 900)) == ""
-    assert doctor.image_problem(data, (1600, 800)) == "the image is 1600x900 instead of 1600x800"
+    assert file_checks.image_problem(data, (1600, 900)) == ""
+    assert file_checks.image_problem(data, (1600, 800)) == "the image is 1600x900 instead of 1600x800"
     cuts = [*range(1, 50), *range(50, len(data), 4999), len(data)]
-    assert all(doctor.image_problem(data[: len(data) - cut], (1600, 900)) for cut in cuts)
+    assert all(file_checks.image_problem(data[: len(data) - cut], (1600, 900)) for cut in cuts)

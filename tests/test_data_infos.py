@@ -15,6 +15,7 @@ from vexkd import boxes as box_tools
 from vexkd import geometry
 from vexkd.data import infos as info_tools
 from vexkd.data import tables
+from vexkd.data.annotations import Annotations
 from vexkd.data.points import read_lidar
 from vexkd.errors import InputError
 
@@ -89,7 +90,7 @@ def test_boxes_and_velocities_equal_the_devkit(built, devkit):
 
 
 def test_velocity_is_unknown_over_a_long_gap():
-    rows = info_tools._Annotations(
+    rows = Annotations(
         *([["a", "b", "c"]] * 4),
         sample=np.arange(3),
         label=np.zeros(3),
