@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"params", "geometry", "boxes", "batch", "provenance", "errors", "seal"},
+    {"params", "geometry", "boxes", "batch", "provenance", "errors", "seal", "content", "products", "calls"},
     {"ops"},
     {"synthetic", "data"},
     {"models"},

@@ -1,0 +1,136 @@
+"""What is up to date by content: a file's record of its making against what stands there and what is asked for now.
+
+File times tell nothing after `git switch`, `dvc pull` or a copy. Every file that the workflow makes says what it was made
+from; `settle` goes through them, inputs first. What agrees gets a time that is not older than its inputs', so that Snakemake
+leaves it alone; what does not is named, for Snakemake to make again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vexkd import provenance
+
+# Seconds after a change within which another one may leave the same time: such a digest is not kept.
+_FRESH = 2.0
+
+
+@dataclass(frozen=True)
+class Product:
+    """The files that one job makes.
+
+    inputs: what it reads; their times count, those of folders and of missing files do not. judge: "" where the files agree
+    with what is asked for and with their inputs, else one sentence that says what does not; None where they record nothing
+    of it, so that file times decide, as for results of earlier versions.
+    """
+
+    name: str
+    outputs: tuple[Path, ...]
+    inputs: tuple[Path, ...]
+    judge: Callable[[], str | None]
+
+
+class Digests:
+    """SHA-256 of files and folders, computed once for each state of a file.
+
+    memory: a JSON file in which they are kept from call to call, None for this call only. A digest is used again only where
+    size, times of content and inode, and number of inode are those it was computed at.
+    """
+
+    def __init__(self, memory: Path | None = None) -> None:
+        self.memory = memory
+        self._known: dict[str, list] = {}
+        self._changed = False
+        if memory is not None and memory.is_file():
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                self._known = dict(json.loads(memory.read_text(encoding="utf-8")))
+
+    def of(self, path: Path) -> str:
+        """The digest of a file, or of a folder as `seal.content_digest` says. Raises OSError where there is none."""
+        if path.is_dir():
+            return folder_digest(path, self.file)
+        return self.file(path)
+
+    def file(self, path: Path) -> str:
+        """SHA-256 of a file's content."""
+        state = _state(path)
+        known = self._known.get(str(path))
+        if known is not None and known[:-1] == state:
+            return known[-1]
+        began = time.time()
+        digest = provenance.file_digest(path)
+        if _state(path) == state and began - max(state[1], state[2]) / 1e9 > _FRESH:
+            self._known[str(path)] = [*state, digest]
+            self._changed = True
+        return digest
+
+    def touch(self, path: Path, mtime_ns: int) -> bool:
+        """Set a file's time without forgetting its digest; False where this may not be done."""
+        known = self._known.get(str(path))
+        valid = known is not None and known[:-1] == _state(path)
+        if not set_time(path, mtime_ns):
+            return False
+        if known is not None and valid:
+            self._known[str(path)] = [*_state(path), known[-1]]
+            self._changed = True
+        return True
+
+    def save(self) -> None:
+        """Keep the digests of files that are still there; a folder that can't be written keeps none."""
+        if self.memory is None or not self._changed:
+            return
+        kept = {name: entry for name, entry in self._known.items() if os.path.lexists(name)}
+        with contextlib.suppress(OSError):
+            provenance.write_text(self.memory, json.dumps(kept) + "\n")
+
+
+def folder_digest(folder: Path, digest: Callable[[Path], str]) -> str:
+    """The hash over the hashes of a folder's files in name order; of infos, over what does not depend on splits."""
+    return provenance.digest({p.name: digest(p) for p in sorted(folder.iterdir()) if p.is_file()})
+
+
+def settle(products: Iterable[Product], digests: Digests) -> dict[Path, str]:
+    """Files that have to be made again although they are there, each with the reason; the others' times are put in order.
+
+    products: in an order in which each comes after those whose files it reads. Missing files are Snakemake's to see.
+    """
+    stale: dict[Path, str] = {}
+    for product in products:
+        if not all(path.exists() for path in product.outputs):
+            continue
+        verdict = product.judge()
+        if verdict is None:
+            continue
+        if verdict:
+            stale |= dict.fromkeys(product.outputs, verdict)
+            continue
+        newest = max((path.stat().st_mtime_ns for path in product.inputs if path.is_file()), default=0)
+        for path in product.outputs:
+            if path.stat().st_mtime_ns < newest:
+                digests.touch(path, newest)
+    return stale
+
+
+def set_time(path: Path, mtime_ns: int) -> bool:
+    """Give a file this time, or the present one where it is another user's whose group may write it; False if neither."""
+    try:
+        os.utime(path, ns=(mtime_ns, mtime_ns))
+    except PermissionError:
+        try:
+            os.utime(path)
+        except OSError:
+            return False
+    except OSError:
+        return False
+    return True
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
