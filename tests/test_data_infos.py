@@ -167,7 +167,9 @@ def test_an_unknown_attribute_is_refused(tmp_path, attribute):
     rows = json.loads(path.read_text())
     rows[-1]["attribute_tokens"] = [attribute]
     path.write_text(json.dumps(rows))
-    with pytest.raises(InputError, match=f"annotation {rows[-1]['token']} names an attribute that {VERSION} lacks"):
+    with pytest.raises(
+        InputError, match=f"json: row {rows[-1]['token']}: it names an attribute that attribute.json lacks"
+    ):
         info_tools.build(root, VERSION, tmp_path / "out", progress=False)
 
 
@@ -185,7 +187,7 @@ def test_repeated_token_and_lost_keyframe(tmp_path):
     path = root / VERSION / "sample.json"
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([*rows, rows[0]]))
-    with pytest.raises(InputError, match="sample of v1.0-mini holds token scene-0061-0 twice"):
+    with pytest.raises(InputError, match=r"sample\.json: row scene-0061-0: its token stands twice"):
         info_tools.build(root, VERSION, tmp_path / "out", progress=False)
     path.write_text(json.dumps(rows))
     path = root / VERSION / "sample_data.json"

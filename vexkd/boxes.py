@@ -49,9 +49,15 @@ def from_nuscenes(translation: np.ndarray, size: np.ndarray, rotation: np.ndarra
     boxes = np.full((len(translation), 9), np.nan)
     boxes[:, 0:3] = translation
     boxes[:, 3:6] = size[:, [1, 0, 2]]
-    w, x, y, z = rotation.T
+    w, x, y, z = _unit(rotation).T
     boxes[:, 6] = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))  # direction of the box's own x axis
     return boxes
+
+
+def _unit(quaternions: np.ndarray) -> np.ndarray:
+    """Quaternions (M, 4) brought to length 1 where they are not so within 1e-14, as pyquaternion does in the devkit."""
+    squares = (quaternions**2).sum(axis=1, keepdims=True)
+    return np.where(np.abs(1 - squares) < 1e-14, quaternions, quaternions / np.sqrt(squares))
 
 
 def move(boxes_source: np.ndarray, target_from_source: np.ndarray) -> np.ndarray:

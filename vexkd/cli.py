@@ -93,17 +93,33 @@ def doctor(
     skip_unused: Annotated[
         bool, typer.Option("--skip-unused", help="let radar files and camera sweeps be absent")
     ] = False,
+    splits: Annotated[str | None, typer.Option(help="only files of these splits, separated by commas")] = None,
+    sensors: Annotated[
+        str | None, typer.Option(help="only files of these sensors: lidar, camera, or both with a comma")
+    ] = None,
 ) -> None:
-    """Look at every file the tables name: there, readable, whole. Names each bad one, all in one go."""
-    from vexkd.data.doctor import examine
+    """Look at every file the tables name: there, readable, whole. Names each bad one, all in one go.
 
-    problems = examine(root, version, manifest=manifest, workers=workers, quick=quick, unused=not skip_unused)
+    The tables are read by the rules that infos has; --splits and --sensors let the files of others be absent.
+    """
+    from vexkd.data import doctor as module
+
+    named = None if sensors is None else tuple(dict.fromkeys(sensors.split(",")))
+    if named is not None and not set(named) <= {"lidar", "camera"}:
+        raise InputError(f"--sensors {sensors}: name lidar, camera or lidar,camera.")
+    coverage = module.Coverage(
+        None if splits is None else tuple(dict.fromkeys(splits.split(","))), named, not skip_unused
+    )
+    problems = module.examine(root, version, manifest=manifest, workers=workers, quick=quick, coverage=coverage)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError(f"{root}: {count}, listed above; mend these files and look again.")
-    print(f"{root}: every file that {version} names is there and whole.")
+    if coverage.is_whole or quick:
+        print(f"{root}: every file that {version} names is there and whole.")
+    else:
+        print(f"{root}: what was looked at of {version} is there and whole; not looked at: {coverage.left_out()}.")
 
 
 @app.command()

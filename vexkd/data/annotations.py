@@ -1,7 +1,11 @@
-"""Annotations, read from nuScenes' tables into columns."""
+"""Annotations, read from nuScenes' tables into columns, by the rules of `rules` and those that scoring has.
+
+Every function that reads raises InputError that names the table and the token that breaks a rule.
+"""
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +13,24 @@ from typing import Any
 import numpy as np
 
 from vexkd import boxes as box_tools
-from vexkd.data import tables
-from vexkd.data.frames import Samples, refuse_nan
-from vexkd.errors import InputError
+from vexkd import geometry
+from vexkd.data import rules, tables
+from vexkd.data.frames import Samples
+
+# What nuscenes-devkit takes as the attribute of a box (eval/detection/constants.py).
+ATTRIBUTES = (
+    *("pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing"),
+    *("cycle.with_rider", "cycle.without_rider", "vehicle.moving", "vehicle.parked", "vehicle.stopped"),
+)
+# nuScenes' categories that are not detected; those of its LiDAR segmentation stand in the same table.
+OTHER_CATEGORIES = (
+    *("animal", "human.pedestrian.personal_mobility", "human.pedestrian.stroller", "human.pedestrian.wheelchair"),
+    *("movable_object.debris", "movable_object.pushable_pullable", "static_object.bicycle_rack"),
+    *("vehicle.emergency.ambulance", "vehicle.emergency.police", "noise", "vehicle.ego"),
+    *("flat.driveable_surface", "flat.other", "flat.sidewalk", "flat.terrain"),
+    *("static.manmade", "static.other", "static.vegetation"),
+)
+_LARGEST, _FARTHEST = 200.0, 1e7  # metres: a side of a box, its place from the map's origin
 
 
 @dataclass
@@ -34,28 +53,21 @@ class Annotations:
 
     @classmethod
     def read(cls, root: Path, version: str, samples: Samples) -> Annotations:
-        category = {token: row["name"] for token, row in tables.index(root, version, "category").items()}
-        instances = tables.index(root, version, "instance")
-        lost = next((token for token, row in instances.items() if row["category_token"] not in category), None)
-        if lost:
-            raise InputError(f"instance {lost} names a category that {version} lacks: extract the metadata again.")
-        instance = {token: category[row["category_token"]] for token, row in instances.items()}
+        instance = _categories(root, version)
         label_of = {t: _label(name) for t, name in instance.items()}
         attribute = {token: row["name"] for token, row in tables.index(root, version, "attribute").items()}
+        levels = tables.index(root, version, "visibility")
         same = {token: token for token in instance}  # one string object an instance, not one an annotation
+        path = tables.path_of(root, version, "sample_annotation")
         tokens: list[str] = []
         columns: dict[str, list[Any]] = {name: [] for name in _ANNOTATION_COLUMNS}
         for row in tables.rows(root, version, "sample_annotation"):
-            if row["sample_token"] not in samples.position or row["instance_token"] not in instance:
-                raise InputError(
-                    f"annotation {row['token']} names a sample or instance that {version} lacks: "
-                    "extract the metadata again."
-                )
+            problem = _problem(row, samples.position, instance, levels) or _attribute_problem(
+                row, attribute, detected=label_of.get(row["instance_token"], -1) >= 0
+            )
+            if problem:
+                raise tables.fault(path, row["token"], problem)
             named = row["attribute_tokens"][:1]
-            if any(str(token) not in attribute for token in named):
-                raise InputError(
-                    f"annotation {row['token']} names an attribute that {version} lacks: extract the metadata again."
-                )
             tokens.append(row["token"])
             values = (
                 same[row["instance_token"]],
@@ -63,34 +75,44 @@ class Annotations:
                 row.get("visibility_token", ""),
                 samples.position[row["sample_token"]],
                 label_of[row["instance_token"]],
-                np.array(row["translation"] + row["size"] + row["rotation"]),
-                (row["num_lidar_pts"], row["num_radar_pts"]),
+                row["translation"],
+                row["size"],
+                row["rotation"],
+                row["num_lidar_pts"],
+                row["num_radar_pts"],
                 (row["prev"], row["next"]),
             )
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
-        return cls._assemble(tokens, columns)
+        return cls._assemble(path, tokens, columns, samples.timestamps)
 
     @classmethod
-    def _assemble(cls, tokens: list[str], columns: dict[str, list[Any]]) -> Annotations:
-        where = {token: i for i, token in enumerate(tokens)}
-        numbers = np.array(columns["numbers"], dtype=np.float64).reshape(-1, 10)
-        turned = np.where((numbers[:, 6:] == 0).all(axis=1), np.nan, 0.0)
-        refuse_nan("sample_annotation", tokens, numbers + turned[:, None])
-        points = np.array(columns["points"], dtype=np.int32).reshape(-1, 2)
-        links = np.array([[where.get(p, -1), where.get(n, -1)] for p, n in columns["links"]], dtype=np.int64).reshape(
-            -1, 2
+    def _assemble(
+        cls, path: Path, tokens: list[str], columns: dict[str, list[Any]], timestamps: np.ndarray
+    ) -> Annotations:
+        label = np.array(columns["label"], dtype=np.int64)
+        sizes = rules.numbers(path, tokens, "size", columns["size"], 3)
+        rules.refuse(
+            path,
+            tokens,
+            (label >= 0) & ((sizes <= 0) | (sizes > _LARGEST)).any(axis=1),
+            lambda i: (
+                f"size is {', '.join(f'{v:g}' for v in sizes[i])}; a box is wider, longer and higher than 0 m and "
+                f"smaller than {_LARGEST:g} m"
+            ),
         )
+        sample = np.array(columns["sample"], dtype=np.int64)
+        links = _links(path, tokens, columns, timestamps[sample] if len(sample) else sample)
         return cls(
             tokens=tokens,
             **{name: columns[name] for name in ("instances", "attributes", "visibility")},
-            sample=np.array(columns["sample"], dtype=np.int64),
-            label=np.array(columns["label"], dtype=np.int64),
-            translation=numbers[:, 0:3],
-            size=numbers[:, 3:6],
-            rotation=numbers[:, 6:10],
-            lidar_points=points[:, 0],
-            radar_points=points[:, 1],
+            sample=sample,
+            label=label,
+            translation=rules.translations(path, tokens, columns["translation"], _FARTHEST),
+            size=sizes,
+            rotation=_rotations(path, tokens, columns["rotation"]),
+            lidar_points=rules.counts(path, tokens, "num_lidar_pts", columns["lidar_points"]),
+            radar_points=rules.counts(path, tokens, "num_radar_pts", columns["radar_points"]),
             previous=links[:, 0],
             next=links[:, 1],
         )
@@ -109,7 +131,101 @@ class Annotations:
         return velocity
 
 
-_ANNOTATION_COLUMNS = ("instances", "attributes", "visibility", "sample", "label", "numbers", "points", "links")
+_ANNOTATION_COLUMNS = (
+    *("instances", "attributes", "visibility", "sample", "label"),
+    *("translation", "size", "rotation", "lidar_points", "radar_points", "links"),
+)
+
+
+def _categories(root: Path, version: str) -> dict[str, str]:
+    """Instance -> name of its category; a name that is nearly one of nuScenes' is refused."""
+    path = tables.path_of(root, version, "category")
+    category = {token: row["name"] for token, row in tables.index(root, version, "category").items()}
+    for token, name in category.items():
+        near = _nearly(name)
+        if near:
+            raise tables.fault(path, token, f"its name {name[:40]!r} is none of nuScenes' (did you mean {near}?)")
+    instances = tables.index(root, version, "instance")
+    named = [row["category_token"] for row in instances.values()]
+    rules.known(tables.path_of(root, version, "instance"), list(instances), named, "category", category)
+    return {token: category[row["category_token"]] for token, row in instances.items()}
+
+
+def _nearly(name: str) -> str:
+    """The category that a name misspells or shortens; empty for names of nuScenes and for wholly other ones."""
+    if name in box_tools.CLASS_OF_CATEGORY or name in OTHER_CATEGORIES:
+        return ""
+    plain = name.strip().lower()
+    shortened = [full for full in box_tools.CLASS_OF_CATEGORY if full.rsplit(".", 1)[-1] == plain]
+    meant = [full for full, short in box_tools.CLASS_OF_CATEGORY.items() if short == plain]
+    known = [*box_tools.CLASS_OF_CATEGORY, *OTHER_CATEGORIES]
+    return (shortened + meant + difflib.get_close_matches(plain, known, 1, 0.85) + [""])[0]
+
+
+def _problem(row: dict[str, Any], samples: Any, instances: Any, levels: Any) -> str:
+    """A row of another table that an annotation names in vain, in words."""
+    if row["sample_token"] not in samples:
+        return rules.lacks("sample", row["sample_token"])
+    if row["instance_token"] not in instances:
+        return rules.lacks("instance", row["instance_token"])
+    if row.get("visibility_token") and row["visibility_token"] not in levels:
+        return rules.lacks("visibility", row["visibility_token"])
+    return ""
+
+
+def _attribute_problem(row: dict[str, Any], attributes: dict[str, str], *, detected: bool) -> str:
+    """What is wrong with the attributes of an annotation, in words: the devkit scores none or one of its own."""
+    for token in row["attribute_tokens"]:
+        if not isinstance(token, str) or token not in attributes:
+            return rules.lacks("attribute", token)
+        if detected and attributes[token] not in ATTRIBUTES:
+            return f"its attribute {attributes[token][:40]!r} is none of nuScenes', so the devkit cannot score it"
+    if detected and len(row["attribute_tokens"]) > 1:
+        return f"it has {len(row['attribute_tokens'])} attributes where nuscenes-devkit scores one at most"
+    return ""
+
+
+def _rotations(path: Path, tokens: list[str], values: list[Any]) -> np.ndarray:
+    """Checked quaternions (rows, 4) of boxes, few of which may lie on their side (then the order of numbers is wrong)."""
+    found = rules.rotations(path, tokens, values)
+    if len(found):
+        lean = geometry.rigids(found, np.zeros((len(found), 3)))[:, 2, 2] < 0.5
+        if lean.sum() > max(1, 0.01 * len(lean)):
+            rules.refuse(path, tokens, lean, "rotation lays the box on its side; nuScenes' quaternions are w, x, y, z")
+    return found
+
+
+def _links(path: Path, tokens: list[str], columns: dict[str, list[Any]], times: np.ndarray) -> np.ndarray:
+    """Rows (rows, 2) of the annotations before and after, -1 for none: of the same instance, earlier and later."""
+    where = {token: i for i, token in enumerate(tokens)}
+    found = np.full((len(tokens), 2), -1, dtype=np.int64)
+    instances = columns["instances"]
+    for i, pair in enumerate(columns["links"]):
+        for side, name in enumerate(pair):
+            if not name:
+                continue
+            j = where.get(name)
+            if j is None:
+                raise tables.fault(
+                    path, tokens[i], f"{_SIDES[side]} names an annotation that is not there ({name[:40]!r})"
+                )
+            if instances[i] is not instances[j]:
+                raise tables.fault(path, tokens[i], f"{_SIDES[side]} names {name} of another instance")
+            found[i, side] = j
+    for side, sign in ((0, 1), (1, -1)):
+        other = found[:, side]
+        wrong = (other >= 0) & (sign * (times - times[other]) <= 0) if len(other) else np.zeros(0, bool)
+        words = "earlier" if side == 0 else "later"
+        rules.refuse(
+            path,
+            tokens,
+            wrong,
+            lambda i, s=side, o=other, w=words: f"{_SIDES[s]} names {tokens[o[i]]}, which is not {w}",
+        )
+    return found
+
+
+_SIDES = ("prev", "next")
 
 
 def _label(category: str) -> int:

@@ -44,15 +44,18 @@ def sweeps(root: Path, lidar: Frames, max_sweeps: int) -> pa.Table:
 
 
 def cameras(lidar: Frames, cameras: Frames) -> pa.Table:
-    """Six rows a sample, ordered as `tables.CAMERAS`; the transform goes through the ego poses of both exposures."""
-    count = len(tables.CAMERAS)
+    """Six rows a sample, ordered as `tables.CAMERAS`; none in a set without cameras.
+
+    The transform goes through the ego poses of both exposures.
+    """
+    count = len(tables.CAMERAS) if len(cameras.key) else 0  # a data set without any camera has no rows
     samples = np.repeat(np.arange(len(lidar.key)), count)
     global_from_lidar = (lidar.global_from_ego @ lidar.ego_from_sensor)[lidar.key[samples]]
     global_from_camera = (cameras.global_from_ego @ cameras.ego_from_sensor)[cameras.key]
     return pa.table(
         {
             "sample": pa.array(samples, pa.int32()),
-            "channel": pa.array(list(tables.CAMERAS) * len(lidar.key), pa.string()),
+            "channel": pa.array([tables.CAMERAS[i % count] for i in range(len(samples))], pa.string()),
             "path": pa.array([cameras.paths[i] for i in cameras.key], pa.string()),
             "width": pa.array(cameras.sizes[cameras.key, 0]),
             "height": pa.array(cameras.sizes[cameras.key, 1]),

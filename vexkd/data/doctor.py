@@ -10,6 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,6 +22,8 @@ from tqdm import tqdm
 from vexkd.data import file_checks, tables
 from vexkd.data import infos as info_tools
 from vexkd.data import manifest as manifests
+from vexkd.data import splits as split_tools
+from vexkd.data.frames import Samples
 from vexkd.data.manifest import Found
 from vexkd.errors import InputError
 
@@ -35,6 +38,40 @@ class Named(NamedTuple):
     size: tuple[int, int] = (0, 0)
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """What a check looks at: files of some splits and sensors ("lidar", "camera"), or of all (None).
+
+    unused: also the files that this pipeline never reads (radar, sweeps of the cameras).
+    """
+
+    splits: tuple[str, ...] | None = None
+    sensors: tuple[str, ...] | None = None
+    unused: bool = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left out."""
+        return self.splits is None and self.sensors is None and self.unused
+
+    def left_out(self) -> str:
+        """What is not looked at, in words; empty if nothing is."""
+        words = []
+        if self.splits is not None:
+            words.append(f"scenes outside {', '.join(self.splits)}")
+        if self.sensors is not None:
+            files = {"lidar": "LiDAR files", "camera": "images"}
+            words += [kind for name, kind in files.items() if name not in self.sensors]
+        if not self.unused or self.sensors is not None:
+            words.append("radar files and camera sweeps")
+        return ", ".join(words)
+
+    def recorded(self) -> dict[str, list[str] | bool | None]:
+        """As it stands in the manifest."""
+        splits, sensors = (None if names is None else list(names) for names in (self.splits, self.sensors))
+        return {"splits": splits, "sensors": sensors, "unused": self.unused and self.sensors is None}
+
+
 def examine(
     root: Path,
     version: str,
@@ -42,17 +79,17 @@ def examine(
     manifest: Path | None = None,
     workers: int = 1,
     quick: bool = False,
-    unused: bool = True,
+    coverage: Coverage = Coverage(),
     progress: bool = True,
 ) -> list[str]:
     """All problems of the data set, one line each that names the file; an empty list means that it is whole.
 
-    manifest: compared with, if it exists; written (again) if there is no problem. workers: threads. quick: only
-    compare the presence and size of each file with the manifest. unused: also check the files that this pipeline
-    never reads (radar, sweeps of the cameras); with False they may be absent. A missing map expansion is logged as a
-    warning, since only map segmentation needs it. Where the tables do not fit together, sensor files are not looked
-    at. Raises InputError if the root, the version or a table is missing,
-    or if `quick` has no manifest.
+    manifest: compared with, if it exists; written (again) if there is no problem, with what is covered; files that it
+    knows and that are not covered now stay in it. workers: threads. quick: only compare the presence and size of each
+    file with the manifest. coverage: which files must be there; the tables are always read whole, by the rules that the
+    infos have. A missing map expansion is logged as a warning, since only map segmentation needs it. Where the tables do
+    not fit together, sensor files are not looked at. Raises InputError if the root, the version, a table or a split of
+    the coverage is missing, or if `quick` has no manifest.
     """
     root = Path(root)
     tables.folder(root, version)
@@ -64,12 +101,11 @@ def examine(
             where = "a manifest to compare with: name it" if manifest is None else f"the manifest {manifest}: make it"
             raise InputError(f"a quick check needs {where} with --manifest, once without --quick.")
         return problems + manifests.compare_sizes(root, recorded)
-    problems += _table_problems(root, version)
     try:
         annotated = info_tools.annotated(root, version)
     except InputError as error:
-        return problems if str(error) in problems else [*problems, str(error)]
-    files = list(named_files(root, version, unused=unused))
+        return [*problems, *dict.fromkeys([str(error), *_table_problems(root, version)])]
+    files = list(named_files(root, version, coverage))
     check = partial(_examine_file, root, annotated)
     found: list[Found] = []
     with (
@@ -84,12 +120,12 @@ def examine(
     problems += [f"{result.path}: {result.problem}" for result in found if result.problem]
     problems += manifests.differences(found, recorded)
     if manifest is not None and not problems:
-        manifests.write_manifest(manifest, version, found)
+        manifests.write_manifest(manifest, version, found, covers=coverage.recorded(), keep=recorded)
     return problems
 
 
-def named_files(root: Path, version: str, *, unused: bool = True) -> Iterator[Named]:
-    """Every file that the version's tables name: the tables, maps, then sensor files in the order of sample_data."""
+def named_files(root: Path, version: str, coverage: Coverage = Coverage()) -> Iterator[Named]:
+    """The files that the version's tables name, as far as covered: the tables, maps, then those of sample_data, in its order."""
     names = [f"{table}.json" for table in tables.TABLES]
     names += ["splits.json"] if (root / version / "splits.json").is_file() else []
     yield from (Named(f"{version}/{name}", "json") for name in names)
@@ -104,12 +140,29 @@ def named_files(root: Path, version: str, *, unused: bool = True) -> Iterator[Na
             logging.getLogger(__name__).warning("%s is absent: map segmentation needs nuScenes' map expansion.", path)
     kind_of = {"lidar": "lidar", "camera": "image", "radar": "radar"}
     sensor_of = tables.sensors(root, version)
+    inside = None if coverage.splits is None else _samples_of(root, version, coverage.splits)
+    wanted = coverage.sensors if coverage.sensors is not None else ("lidar", "camera")
     for row in tables.rows(root, version, "sample_data"):
+        if inside is not None and row["sample_token"] not in inside:
+            continue
         sensor = sensor_of.get(row["calibrated_sensor_token"], {"channel": "", "modality": ""})
-        read = sensor["channel"] == tables.LIDAR or (row["is_key_frame"] and sensor["channel"] in tables.CAMERAS)
-        if read or unused:
+        lidar, camera = sensor["channel"] == tables.LIDAR, sensor["channel"] in tables.CAMERAS
+        read = (lidar and "lidar" in wanted) or (camera and row["is_key_frame"] and "camera" in wanted)
+        if read or (coverage.unused and coverage.sensors is None):
             size = (row.get("width") or 0, row.get("height") or 0)
             yield Named(row["filename"], kind_of.get(sensor["modality"], "any"), size)
+
+
+def _samples_of(root: Path, version: str, splits: tuple[str, ...]) -> set[str]:
+    """Tokens of the samples of some splits. Raises InputError for a split that has none."""
+    samples = Samples.read(root, version)
+    for name in splits:
+        split_tools.require(samples.splits, name, version)
+    scenes = {scene for name in splits for scene in samples.splits[name]}
+    return {token for token, scene in zip(samples.tokens, samples.scenes, strict=True) if scene in scenes}
+
+
+# ---- checks of one file, of the tables
 
 
 def _examine_file(root: Path, annotated: dict[str, tuple[np.ndarray, np.ndarray]], file: Named) -> Found:
@@ -136,18 +189,12 @@ def _examine_file(root: Path, annotated: dict[str, tuple[np.ndarray, np.ndarray]
 
 
 def _table_problems(root: Path, version: str) -> list[str]:
-    """Tables that are no whole JSON list, or hold a token twice."""
+    """The tables that by themselves are no whole list of rows with what is read of them, a sentence each."""
     problems = []
     for name in tables.TABLES:
-        tokens: set[str] = set()
         try:
-            count = 0
-            for row in tables.rows(root, version, name):
-                tokens.add(row["token"])
-                count += 1
+            for _ in tables.rows(root, version, name):
+                pass
         except InputError as error:
             problems.append(str(error))
-            continue
-        if len(tokens) < count:
-            problems.append(f"{version}/{name}.json: {count - len(tokens)} rows repeat a token")
     return problems

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from vexkd import boxes as box_tools
 from vexkd import provenance
 from vexkd.data import columns, tables
+from vexkd.data import splits as split_tools
 from vexkd.data.frames import Samples, sensor_data
 from vexkd.errors import InputError
 
@@ -145,11 +146,7 @@ class Infos:
 
     def subset(self, split: str) -> Infos:
         """The samples of one split; raises InputError that names the known splits."""
-        known = [name for name, scenes in self.splits.items() if scenes]
-        if split not in known:
-            raise InputError(
-                f"split {split!r} has no samples in {self.version}: choose one of {', '.join(known) or 'none'}."
-            )
+        split_tools.require(self.splits, split, self.version)
         scenes = pa.array(self.splits[split], pa.string())
         inside = pa.compute.is_in(self.samples["scene"], value_set=scenes).to_numpy(zero_copy_only=False)
         return replace(self, rows=np.intersect1d(self.rows, np.flatnonzero(inside)))

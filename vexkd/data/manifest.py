@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from vexkd import provenance
 from vexkd.errors import InputError
 
 SCHEMA = 1
+EVERYTHING = {"splits": None, "sensors": None, "unused": True}  # what a full check covers
 
 
 class Found(NamedTuple):
@@ -24,13 +26,27 @@ class Found(NamedTuple):
     problem: str
 
 
-def write_manifest(path: Path, version: str, found: list[Found]) -> None:
-    """Write the manifest: Parquet with path (relative to the root), bytes, sha256, sorted by path; no times."""
-    unique = sorted({(f.path, f.bytes, f.sha256) for f in found})
+def write_manifest(
+    path: Path,
+    version: str,
+    found: list[Found],
+    *,
+    covers: dict[str, Any] | None = None,
+    keep: dict[str, tuple[int, str]] | None = None,
+) -> None:
+    """Write the manifest: Parquet with path (relative to the root), bytes, sha256, sorted by path; no times.
+
+    covers: the splits and sensors that were looked at (None: all of them), in the metadata `vexkd.covers`. keep: files of
+    an earlier manifest, which stay in it where they were not looked at now.
+    """
+    kept = {name: Found(name, size, sha256, "") for name, (size, sha256) in (keep or {}).items()}
+    files = kept | {file.path: file for file in found}
+    unique = sorted({(f.path, f.bytes, f.sha256) for f in files.values()})
     lines = "".join(f"{sha256} {size} {name}\n" for name, size, sha256 in unique)
     metadata = {
         "vexkd.schema": str(SCHEMA),
         "vexkd.version": version,
+        "vexkd.covers": json.dumps(covers or EVERYTHING, sort_keys=True),
         "vexkd.digest": hashlib.sha256(lines.encode()).hexdigest(),
     }
     names, sizes, hashes = ([row[i] for row in unique] for i in range(3))
