@@ -1,8 +1,7 @@
-"""What is frozen before a run, and what may not be recorded after it."""
+"""What may not be recorded after a run, because params.yaml as it is would not make it."""
 
 import copy
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ def experiment(tmp_path, monkeypatch) -> Path:
     """A folder with params.yaml and everything made as it asks."""
     monkeypatch.chdir(tmp_path)
     save(RAW)
-    loaded = seal.freeze()
+    loaded = params.load()
     for name in ("infos/samples.parquet", "infos/boxes.parquet", "paste/index.parquet", "maps/index.parquet"):
         provenance.write_text(Path("artifacts") / name, name)
     for run in sorted(loaded.runs.values(), key=lambda run: (bool(run.teacher), bool(run.start))):
@@ -157,56 +156,75 @@ def test_an_unknown_run_is_refused(experiment):
         checked("fusion")
 
 
-def test_jobs_keep_the_settings_of_the_start(experiment):
-    save(changed())
-    assert seal.frozen().run("centerpoint-det").train.lr == RAW["train"]["lr"]
-    assert seal.freeze().run("centerpoint-det").train.lr == 0.5
-    assert seal.frozen().run("centerpoint-det").train.lr == 0.5
-
-
-def test_nothing_is_written_while_another_run_holds_the_lock(experiment, capsys):
-    lock = Path(".snakemake/locks/0.input.lock")
-    provenance.write_text(lock, "params.yaml")
-    config = Path("results/runs/centerpoint-det/config.yaml")
-    before = config.read_text()
-    save(changed())
-    assert seal.freeze().run("centerpoint-det").train.lr == RAW["train"]["lr"]
-    assert config.read_text() == before
-    assert "params.yaml has changed" in capsys.readouterr().err
-    lock.unlink()
-    seal.freeze()
-    assert config.read_text() != before
-
-
-def test_freezing_equal_settings_writes_nothing(experiment):
-    files = [Path(".snakemake/params.yaml"), *Path("results").rglob("*.yaml")]
-    before = [file.stat().st_mtime_ns for file in files]
-    seal.freeze()
-    assert [file.stat().st_mtime_ns for file in files] == before
-
-
-def test_settings_of_stale_weights_are_newer_than_them(experiment):
-    """Settings may come from git, older than the weights by their times: content decides, not the clock."""
-    save(changed())
-    seal.freeze()
-    config = Path("results/runs/centerpoint-det/config.yaml")
-    weights = seal.weights_path("models", "centerpoint-det", 0)
-    shutil.copystat("params.yaml", config)
-    weights.touch()
-    seal.freeze()
-    assert config.stat().st_mtime_ns > weights.stat().st_mtime_ns
-
-
 def test_the_runs_share_one_preparation(experiment):
     raw = copy.deepcopy(RAW)
     raw["students"]["centerpoint-det"]["data"] = {"version": "v1.0-test"}
     save(raw)
     with pytest.raises(InputError, match=r"data\.version"):
-        seal.freeze()
+        seal.shared_settings(params.load())
     raw["students"]["centerpoint-det"] = {**RAW["students"]["centerpoint-det"], "paste": {"min_points": 99}}
     save(raw)
     with pytest.raises(InputError, match=r"paste\.min_points"):
-        seal.freeze()
+        seal.shared_settings(params.load())
+
+
+def test_a_score_on_another_split_is_no_matter_of_training(experiment):
+    raw = copy.deepcopy(RAW)
+    raw["data"]["val_split"] = "mini_train"
+    save(raw)
+    problems = checked()
+    assert problems
+    assert all("predict it again" in problem or "evaluate" in problem for problem in problems)
+    assert 'val_split ("mini_val", now "mini_train")' in problems[0]
+
+
+def test_weights_of_before_with_the_split_to_score_on_are_accepted(experiment):
+    """Up to version 0.1 it stood among the training settings, and predictions did not name it."""
+    run = params.load().run("centerpoint-det")
+    file = seal.weights_path("models", run.name, 0)
+    metadata = seal.header(file)
+    before = run.training()
+    before["data"]["val_split"] = run.data.val_split
+    write_weights(file, {**metadata, "settings": json.dumps(before)})
+    predictions = seal.predictions_path("models", run, 0)
+    meta = {"inference": {k: v for k, v in run.after_training().items() if k != "val_split"}}
+    predictions.write_text(json.dumps({"meta": meta, "results": {}}))
+    assert [problem for problem in checked(run.name) if "evaluate" not in problem] == []
+    raw = copy.deepcopy(RAW)
+    raw["data"]["val_split"] = "mini_train"
+    save(raw)
+    assert [problem for problem in checked(run.name) if "predict it again" in problem]
+    assert not [problem for problem in checked(run.name) if "train it again" in problem]
+
+
+def test_weights_of_another_seed_are_named(experiment):
+    file = seal.weights_path("models", "centerpoint-det", 0)
+    write_weights(file, {**seal.header(file), "provenance": json.dumps({"seed": 3})})
+    assert "was made with seed 3; train it again." in checked("centerpoint-det")[0]
+
+
+def test_predictions_of_other_weights_are_named(experiment):
+    run = params.load().run("centerpoint-det")
+    predictions = seal.predictions_path("models", run, 0)
+    meta = {"inference": run.after_training(), "made_from": {"weights": "0"}}
+    predictions.write_text(json.dumps({"meta": meta, "results": {}}))
+    assert "was made from other weights than models/centerpoint-det/seed0" in checked(run.name)[0]
+
+
+@pytest.mark.parametrize("change", ["seeds", "split", "file"])
+def test_metrics_of_other_seeds_splits_or_files_are_named(experiment, change):
+    file = Path("results/runs/centerpoint-det/provenance.json")
+    record = json.loads(file.read_text())
+    if change == "seeds":
+        record["evaluation"]["predictions"]["7"] = "0"
+    elif change == "split":
+        record["evaluation"]["dataset"] = {"split": "mini_train"}
+    else:
+        record["evaluation"]["files"] = {"metrics.json": "0"}
+        file.with_name("metrics.json").write_text("{}")
+    file.write_text(json.dumps(record))
+    sentence = {"seeds": "was made from seeds 0, 7, not 0", "split": "was scored with data.val_split mini_train"}
+    assert sentence.get(change, "metrics.json is not the one that was made with") in checked("centerpoint-det")[0]
 
 
 def test_differences_name_the_paths():

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from conftest import tiny_settings
 
+from vexkd import calls, seal
 from vexkd import params as settings_module
-from vexkd import seal
 from vexkd.errors import InputError
 from vexkd.report import status
 from vexkd.report.status import Places
@@ -249,9 +249,7 @@ def test_a_change_since_the_start_is_told_and_only_a_change(tmp_path, monkeypatc
     base.write_text(yaml.safe_dump(tiny_settings()))
     (folder / "params.yaml").write_text("# a comment\nextends: [../base.yaml]\n")
     monkeypatch.chdir(folder)
-    seal.freeze()
-    (folder / ".snakemake/locks").mkdir()
-    (folder / ".snakemake/locks/0.input.lock").touch()
+    locks = calls.freeze(calls.begin(), works=True)
     if place == "full":
         monkeypatch.chdir(tmp_path)
     file = Path(place if place == "full" else "") / "params.yaml"
@@ -266,7 +264,8 @@ def test_a_change_since_the_start_is_told_and_only_a_change(tmp_path, monkeypatc
     changed["train"]["lr"] = 0.5
     base.write_text(yaml.safe_dump(changed))
     assert warned()
-    (folder / ".snakemake/locks/0.input.lock").unlink()
+    for lock in locks:
+        lock.close()
     assert not warned()
 
 

@@ -123,11 +123,16 @@ def doctor(
 
 
 @app.command()
-def infos(root: Root, version: Version, out: InfosDir) -> None:
+def infos(
+    root: Root,
+    version: Version,
+    out: InfosDir,
+    manifest: Annotated[Path | None, typer.Option(help="what `vexkd doctor` wrote; the infos record its hash")] = None,
+) -> None:
     """Gather keyframes, sweeps, calibrations and boxes of all splits into four Parquet tables."""
     from vexkd.data import infos as module
 
-    counts = module.build(root, version, out)
+    counts = module.build(root, version, out, manifest=manifest)
     print(", ".join(f"{value} {name}" for name, value in counts._asdict().items()), f"-> {out}")
 
 
@@ -291,11 +296,14 @@ def evaluate(
     without: Annotated[
         Literal["lidar", "camera"] | None, typer.Option(help="score what was predicted without this sensor")
     ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="folder of the runs' config.yaml and inference.yaml; default: runs in --results")
+    ] = None,
 ) -> None:
     """Score a run's predictions, boxes with nuscenes-devkit, and gather metrics, curves and provenance of its seeds."""
     from vexkd import params
 
-    folder = results / "runs" / run
+    folder = (settings or results / "runs") / run
     row = params.read_run(folder / "config.yaml", folder / "inference.yaml")
     if without is not None:
         from vexkd.evaluate import missing

@@ -8,6 +8,7 @@ leaves it alone; what does not is named, for Snakemake to make again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from vexkd import provenance
 
+# Where digests are kept, from the experiment's folder.
+MEMORY = Path(".snakemake/digests.json")
 # Seconds after a change within which another one may leave the same time: such a digest is not kept.
 _FRESH = 2.0
 
@@ -27,13 +30,15 @@ class Product:
 
     inputs: what it reads; their times count, those of folders and of missing files do not. judge: "" where the files agree
     with what is asked for and with their inputs, else one sentence that says what does not; None where they record nothing
-    of it, so that file times decide, as for results of earlier versions.
+    of it, so that file times decide, as for results of earlier versions. beside: the job's `benchmark:` file, whose time
+    Snakemake looks at too; it may be missing.
     """
 
     name: str
     outputs: tuple[Path, ...]
     inputs: tuple[Path, ...]
     judge: Callable[[], str | None]
+    beside: tuple[Path, ...] = ()
 
 
 class Digests:
@@ -59,25 +64,32 @@ class Digests:
 
     def file(self, path: Path) -> str:
         """SHA-256 of a file's content."""
+        return self._kept(str(path), path, provenance.file_digest)
+
+    def _kept(self, key: str, path: Path, compute: Callable[[Path], str]) -> str:
         state = _state(path)
-        known = self._known.get(str(path))
+        known = self._known.get(key)
         if known is not None and known[:-1] == state:
             return known[-1]
         began = time.time()
-        digest = provenance.file_digest(path)
+        digest = compute(path)
         if _state(path) == state and began - max(state[1], state[2]) / 1e9 > _FRESH:
-            self._known[str(path)] = [*state, digest]
+            self._known[key] = [*state, digest]
             self._changed = True
         return digest
 
+    def tensors(self, path: Path) -> str:
+        """SHA-256 of a safetensors file without its header, so without times and machines: equal for equal weights."""
+        return self._kept(f"{path}#tensors", path, _tensors_digest)
+
     def touch(self, path: Path, mtime_ns: int) -> bool:
         """Set a file's time without forgetting its digest; False where this may not be done."""
-        known = self._known.get(str(path))
-        valid = known is not None and known[:-1] == _state(path)
+        before = _state(path)
+        keys = [key for key in (str(path), f"{path}#tensors") if self._known.get(key, [None])[:-1] == before]
         if not set_time(path, mtime_ns):
             return False
-        if known is not None and valid:
-            self._known[str(path)] = [*_state(path), known[-1]]
+        for key in keys:
+            self._known[key] = [*_state(path), self._known[key][-1]]
             self._changed = True
         return True
 
@@ -85,14 +97,40 @@ class Digests:
         """Keep the digests of files that are still there; a folder that can't be written keeps none."""
         if self.memory is None or not self._changed:
             return
-        kept = {name: entry for name, entry in self._known.items() if os.path.lexists(name)}
+        kept = {name: entry for name, entry in self._known.items() if os.path.lexists(name.partition("#")[0])}
         with contextlib.suppress(OSError):
             provenance.write_text(self.memory, json.dumps(kept) + "\n")
 
 
 def folder_digest(folder: Path, digest: Callable[[Path], str]) -> str:
-    """The hash over the hashes of a folder's files in name order; of infos, over what does not depend on splits."""
-    return provenance.digest({p.name: digest(p) for p in sorted(folder.iterdir()) if p.is_file()})
+    """The hash over the hashes of a folder's files in name order.
+
+    Infos count without their splits: of those a training reads one, and records itself which samples that held.
+    """
+    found = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.is_file()}
+    if samples := parquet_metadata(folder / "samples.parquet").get("vexkd.content"):
+        found["samples.parquet"] = samples
+    return provenance.digest(found)
+
+
+def parquet_metadata(path: Path) -> dict[str, str]:
+    """What a Parquet file says of itself; empty where it is missing or no Parquet file."""
+    if not path.is_file():
+        return {}
+    import pyarrow as pa  # slow to import, and most calls have no need of it
+    import pyarrow.parquet as pq
+
+    try:
+        found = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return {}
+    return {name.decode(): value.decode(errors="replace") for name, value in found.items()}
+
+
+def split_digest(infos: Path, split: str) -> str | None:
+    """The hash of the samples that a split held when the infos were made; None for older infos and unknown splits."""
+    found = parquet_metadata(infos / "samples.parquet").get("vexkd.split_digests")
+    return json.loads(found).get(split) if found else None
 
 
 def settle(products: Iterable[Product], digests: Digests) -> dict[Path, str]:
@@ -111,8 +149,8 @@ def settle(products: Iterable[Product], digests: Digests) -> dict[Path, str]:
             stale |= dict.fromkeys(product.outputs, verdict)
             continue
         newest = max((path.stat().st_mtime_ns for path in product.inputs if path.is_file()), default=0)
-        for path in product.outputs:
-            if path.stat().st_mtime_ns < newest:
+        for path in (*product.outputs, *product.beside):
+            if path.exists() and path.stat().st_mtime_ns < newest:
                 digests.touch(path, newest)
     return stale
 
@@ -129,6 +167,12 @@ def set_time(path: Path, mtime_ns: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _tensors_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        stream.seek(8 + int.from_bytes(stream.read(8), "little"))
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _state(path: Path) -> list[int]:

@@ -518,8 +518,9 @@ class Run(Strict):
         return self
 
     def training(self) -> dict[str, Any]:
-        """What training depends on, as plain values: everything but `inference`."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"inference"}, exclude_none=True)
+        """What training depends on, as plain values: everything but `inference` and the split to score on."""
+        apart = {"inference": True, "data": {"val_split"}}
+        return self.model_dump(mode="json", by_alias=True, exclude=apart, exclude_none=True)
 
     def besides_teaching(self) -> dict[str, Any]:
         """All settings that a student and the same student distilled have to share for their difference to be the teaching.
@@ -531,8 +532,8 @@ class Run(Strict):
         return training | {"inference": self.after_training()}
 
     def after_training(self) -> dict[str, Any]:
-        """The `inference` settings as plain values."""
-        return self.inference.model_dump(mode="json", exclude_none=True)
+        """What predictions depend on besides the weights, as plain values: `inference` and `data.val_split`."""
+        return {**self.inference.model_dump(mode="json", exclude_none=True), "val_split": self.data.val_split}
 
 
 class Reported(Strict):
@@ -676,7 +677,7 @@ def with_inference(run: Run, inference: Path | str) -> Run:
     """The same run with the settings of another inference.yaml."""
     if not Path(inference).is_file():
         raise InputError(f"{inference}: there is no such file; write the runs' settings with `vexkd configure`.")
-    return from_values(run.training(), _read_yaml(inference), str(inference))
+    return from_values(run.training(), {"val_split": run.data.val_split, **_read_yaml(inference)}, str(inference))
 
 
 def _read_yaml(path: Path | str) -> Any:
@@ -699,8 +700,15 @@ def write_configs(params: Params, results: Path | str = "results") -> None:
 
 
 def from_values(training: dict[str, Any], inference: dict[str, Any], where: str) -> Run:
-    """A run from plain values, for instance those in the header of a weights file; `where` names their origin."""
-    return _validate(Run, {**training, "inference": inference}, where)
+    """A run from plain values, for instance those in the header of a weights file; `where` names their origin.
+
+    Up to version 0.1 the split to score on stood with the training settings; it may still.
+    """
+    own = {**training, "inference": inference}
+    if isinstance(inference, dict) and "val_split" in inference and isinstance(training.get("data"), dict):
+        own["data"] = {**training["data"], "val_split": inference["val_split"]}
+        own["inference"] = {key: value for key, value in inference.items() if key != "val_split"}
+    return _validate(Run, own, where)
 
 
 def unequal(own: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

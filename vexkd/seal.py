@@ -1,4 +1,4 @@
-"""What ties results to settings: freeze params.yaml before anything is made, compare the weights with it afterwards.
+"""What ties results to settings: a run's files are compared with what params.yaml asks for.
 
 A run's weights carry, in the header of their file, the settings and the hashes of the files they were made from.
 `check` holds them against what params.yaml asks for now, so that neither a stale model nor a stale metric is recorded
@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vexkd import content, provenance
 from vexkd import params as settings
-from vexkd import provenance
+from vexkd.content import Digests
 from vexkd.errors import InputError
 from vexkd.geometry import needed_reach
 from vexkd.params import Params, Run
 
 FORMAT = "vexkd-weights-1"
-FROZEN = Path(".snakemake/params.yaml")
-_LOCKS = Path(".snakemake/locks")
 _HEAD = 65536  # bytes of a predictions file in which its first key, "meta", ends
 
 
@@ -54,10 +51,8 @@ def inputs(run: Run, seed: int, models: Path | str = "models", artifacts: Path |
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of a file; for a folder the hash over its files' hashes in name order."""
-    if path.is_dir():
-        return provenance.digest({p.name: provenance.file_digest(p) for p in sorted(path.iterdir()) if p.is_file()})
-    return provenance.file_digest(path)
+    """SHA-256 of a file; for a folder the hash over its files' hashes (`content.folder_digest`)."""
+    return content.Digests().of(path)
 
 
 def header(path: Path | str) -> dict[str, str]:
@@ -91,15 +86,15 @@ def check(params: Params, models: Path | str = "models", names: Iterable[str] | 
     `names` are runs, all by default; an unknown one raises InputError. `artifacts` and `results` are looked for beside
     `models`. Weights must be there; other files are compared where they are (DVC itself misses what is not).
     """
-    models = Path(models)
+    models, digests = Path(models), Digests(Path(models).parent / content.MEMORY)
     problems: list[str] = []
-    known: dict[Path, str] = {}
     for name in params.runs if names is None else names:
         run = params.run(name)
         for seed in params.seeds:
-            problems += _check_weights(run, seed, models, params.path, known)
-            problems += _check_predictions(run, seed, models, params.path)
-            problems += _check_metrics(run, seed, models, known)
+            problems += weights_problems(run, seed, models, params.path, digests)
+            problems += predictions_problems(run, seed, models, params.path, digests)
+        problems += metrics_problems(params, run, models, digests)
+    digests.save()
     return [f"{problem.rstrip('.')}." for problem in problems]
 
 
@@ -109,38 +104,7 @@ def differences(made: Any, asked: Any) -> list[str]:
     return [f"{path} ({json.dumps(theirs)}, now {json.dumps(own)})" for path, own, theirs in found]
 
 
-def freeze(path: Path | str = "params.yaml", results: Path | str = "results", models: Path | str = "models") -> Params:
-    """Read params.yaml, keep a copy for the jobs, and write the settings files that rules depend on. Main process only.
-
-    Jobs read the copy (`frozen`), so an edit of params.yaml reaches none that is queued. While another run holds the
-    folder's lock nothing is written and its settings are returned.
-    """
-    path = Path(path)
-    params = settings.load(path)
-    if FROZEN.is_file() and any(_LOCKS.glob("*.lock")):
-        if frozen().raw != params.raw:
-            print(
-                f"{path} has changed; the run that holds this folder's lock keeps what it started with.",
-                file=sys.stderr,
-            )
-        return frozen()
-    settings.write_configs(params, results)
-    for name, values in _shared_settings(params).items():
-        text = settings.dump(values)
-        provenance.write_text(Path(results) / "settings" / f"{name}.yaml", text, only_if_changed=True)
-    for run in params.runs.values():
-        if any(_is_stale(run, weights_path(models, run.name, seed)) for seed in params.seeds):
-            os.utime(Path(results) / "runs" / run.name / "config.yaml")
-    provenance.write_text(FROZEN, settings.dump(params.raw), only_if_changed=True)
-    return params
-
-
-def frozen() -> Params:
-    """The settings that the main process froze when it started."""
-    return settings.load(FROZEN)
-
-
-def _shared_settings(params: Params) -> dict[str, dict[str, Any]]:
+def shared_settings(params: Params) -> dict[str, dict[str, Any]]:
     """Settings that belong to no single run, by the file they are written to: raw data, pasted objects, tables."""
     town = params.synthetic.model_dump(mode="json") if params.synthetic else None
     versions = sorted({run.data.version for run in params.runs.values()})
@@ -185,16 +149,6 @@ def map_settings(params: Params) -> dict[str, Any]:
     return {"reach": round(math.ceil(reach / cell - 1e-9) * cell, 6), "cell": cell, "edges": edges}
 
 
-def _is_stale(run: Run, weights: Path) -> bool:
-    """Whether weights are there but were not made with the settings that the run has now."""
-    if not weights.is_file():
-        return False
-    try:
-        return _recorded(header(weights), "settings") != run.training()
-    except InputError:
-        return True
-
-
 def _recorded(metadata: dict[str, str], key: str) -> Any:
     """A JSON value of the header; None where it is absent or no JSON, which equals no settings."""
     try:
@@ -203,43 +157,126 @@ def _recorded(metadata: dict[str, str], key: str) -> Any:
         return None
 
 
-def _check_weights(run: Run, seed: int, models: Path, path: str, known: dict[Path, str]) -> list[str]:
-    """Settings and inputs in the header of one weights file against those of now."""
+def recorded_training(run: Run, metadata: dict[str, str]) -> dict[str, Any]:
+    """The training settings in a weights header as they would be written now; {} where there are none.
+
+    Settings that came since are at their defaults; the split to score on no longer stands among them.
+    """
+    made = _recorded(metadata, "settings")
+    if not isinstance(made, dict):
+        return {}
+    try:
+        return settings.from_values(made, run.after_training(), "header").training()
+    except InputError:  # of another version, or by another program: as it stands
+        data = made.get("data")
+        apart = {"data": {k: v for k, v in data.items() if k != "val_split"}} if isinstance(data, dict) else {}
+        return {**made, **apart}
+
+
+def made_otherwise(run: Run, metadata: dict[str, str], seed: int) -> str:
+    """In what weights differ from those that a run with a seed would make now, by their header; "" if in nothing."""
+    if differing := differences(recorded_training(run, metadata), run.training()):
+        return f"made with other settings than those of now: {_few(differing)}"
+    made = (_recorded(metadata, "provenance") or {}).get("seed", seed)
+    return f"made with seed {made}, not {seed}" if made not in (seed, None) else ""
+
+
+def refuse_other_settings(run: Run, configs: Path, seed: int, *, start: Path | None, teacher: Path | None) -> None:
+    """Raises InputError where the weights to start from, or the teacher's, are not of the settings and seed asked for.
+
+    configs: the folder of every run's config.yaml and inference.yaml, in which theirs stand beside this run's.
+    """
+    for role, name, weights in (("start", run.start, start), ("teacher", run.teacher, teacher)):
+        if name is None or weights is None or not weights.is_file():
+            continue  # said where the weights are read
+        file = configs / name / "config.yaml"
+        if not file.is_file():
+            print(f"{weights}: not compared with the settings of {name}: there is no {file}.", flush=True)
+            continue
+        asked = settings.read_run(file, file.with_name("inference.yaml"))
+        where = f"{weights}: {run.name}: {role} {name}"
+        if problem := made_otherwise(asked, header(weights), seed):
+            raise InputError(f"{where}: {problem}; train {name} again.")
+
+
+def settings_digests(run: Run) -> set[str]:
+    """The hashes by which records name a run's training settings: as they are, and with the split to score on, as before."""
+    own = run.training()
+    before = {**own, "data": {**own["data"], "val_split": run.data.val_split}}
+    return {provenance.digest(own), provenance.digest(before)}
+
+
+def weights_problems(run: Run, seed: int, models: Path, path: str, digests: Digests) -> list[str]:
+    """Settings, seed and inputs in the header of one weights file against those of now, a sentence each."""
     file = weights_path(models, run.name, seed)
     try:
         metadata = header(file)
     except InputError as error:
         return [f"{run.name}: {error}"]
     problems = []
-    if differing := differences(_recorded(metadata, "settings") or {}, run.training()):
+    if differing := differences(recorded_training(run, metadata), run.training()):
         problems.append(
             f"{run.name}: {file} was made with other settings than {path} asks for: {_few(differing)}; train it again"
         )
-    if (_recorded(metadata, "provenance") or {}).get("imported"):
+    record = _recorded(metadata, "provenance") or {}
+    if record.get("imported"):
         return problems  # published weights: they were made from none of these
+    if record.get("seed") not in (None, seed):
+        problems.append(f"{run.name}: {file} was made with seed {record['seed']}; train it again")
     recorded = _recorded(metadata, "inputs") or {}
-    for name, source in inputs(run, seed, models, models.parent / "artifacts").items():
+    artifacts = models.parent / "artifacts"
+    for name, source in inputs(run, seed, models, artifacts).items():
         if name not in recorded:
             problems.append(f"{run.name}: {file} does not record the {name} it was made from; train it again")
-        elif source.exists() and recorded[name] != _digest(source, known):
+        elif source.exists() and recorded[name] != digests.of(source):
             problems.append(f"{run.name}: {file} was made from another {name} than {source}; train it again")
+    samples = content.split_digest(artifacts / "infos", run.data.train_split)
+    if samples is not None and recorded.get("samples", samples) != samples:
+        problems.append(f"{run.name}: {file} was made from other samples of {run.data.train_split}; train it again")
     return problems
 
 
-def _check_predictions(run: Run, seed: int, models: Path, path: str) -> list[str]:
-    """The inference settings that a predictions file records against those of now."""
-    file = predictions_path(models, run, seed)
+def predictions_problems(
+    run: Run, seed: int, models: Path, path: str, digests: Digests, file: Path | None = None
+) -> list[str]:
+    """What a predictions file records, its settings, weights, infos and samples, against what is there now.
+
+    file: one made without a sensor; by default the run's own. Empty where the file is missing.
+    """
+    file = file or predictions_path(models, run, seed)
     if not file.is_file():
         return []
-    made = _predictions_meta(file).get("inference")
-    if made is None:
+    meta, weights = predictions_meta(file), weights_path(models, run.name, seed)
+    made = meta.get("inference")
+    if not isinstance(made, dict):
         return [f"{run.name}: {file} does not record the settings it was made with; predict it again"]
-    differing = _few(differences(made, run.after_training()))
-    problem = f"{run.name}: {file} was made with other settings than {path} asks for: {differing}; predict it again"
-    return [problem] if differing else []
+    problems = []
+    made = {"val_split": _scored_before(weights, run), **made}  # up to version 0.1 it stood with the training settings
+    if differing := _few(differences(made, run.after_training())):
+        problems.append(
+            f"{run.name}: {file} was made with other settings than {path} asks for: {differing}; predict it again"
+        )
+    origin, infos = meta.get("made_from") or {}, models.parent / "artifacts" / "infos"
+    if weights.is_file() and origin.get("weights") not in (None, digests.tensors(weights)):
+        problems.append(f"{run.name}: {file} was made from other weights than {weights}; predict it again")
+    if infos.is_dir() and origin.get("infos") not in (None, digests.of(infos)):
+        problems.append(f"{run.name}: {file} was made from other infos than {infos}; predict it again")
+    samples = content.split_digest(infos, run.data.val_split)
+    if samples is not None and origin.get("samples") not in (None, samples):
+        problems.append(f"{run.name}: {file} was made from other samples of {run.data.val_split}; predict it again")
+    return problems
 
 
-def _predictions_meta(file: Path) -> dict[str, Any]:
+def _scored_before(weights: Path, run: Run) -> str:
+    """The split that predictions without a record of it were made of: that of the weights' settings."""
+    try:
+        made = _recorded(header(weights), "settings")
+        return made["data"].get("val_split", run.data.val_split)
+    except (InputError, KeyError, TypeError, AttributeError):
+        return run.data.val_split
+
+
+def predictions_meta(file: Path) -> dict[str, Any]:
     """What a predictions file says of its making; the file may be large. Empty where it says nothing."""
     if file.suffix == ".safetensors":
         try:
@@ -254,27 +291,39 @@ def _predictions_meta(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _check_metrics(run: Run, seed: int, models: Path, known: dict[Path, str]) -> list[str]:
-    """The predictions and weights that a run's metrics record against the files that stand there."""
+def metrics_problems(params: Params, run: Run, models: Path, digests: Digests) -> list[str]:
+    """What a run's metrics record, their seeds, predictions, weights and scoring, against what is there now."""
     file = models.parent / "results" / "runs" / run.name / "provenance.json"
     if not file.is_file():
         return []
     try:
-        record = json.loads(file.read_text())["evaluation"]
-        made = {predictions_path(models, run, seed).name: record["predictions"].get(str(seed))}
-        made["weights.safetensors"] = record["weights"].get(str(seed), {}).get("weights.safetensors")
+        record = json.loads(file.read_text(encoding="utf-8"))["evaluation"]
+        made: dict[Path, str | None] = {}
+        for seed in params.seeds:
+            made[predictions_path(models, run, seed)] = record["predictions"].get(str(seed))
+            made[weights_path(models, run.name, seed)] = record["weights"].get(str(seed), {}).get("weights.safetensors")
+        seeds = {int(seed) for seed in record["predictions"]}
+        own = {file.with_name(name): digest for name, digest in (record.get("files") or {}).items()}
+        scoring = {"data.val_split": (record.get("dataset") or {}).get("split"), "evaluation": record.get("config")}
     except (ValueError, KeyError, AttributeError, TypeError):
         return [f"{run.name}: {file} does not say which predictions the metrics were made from; evaluate the run again"]
-    sources = {models / run.name / f"seed{seed}" / name: digest for name, digest in made.items()}
-    stale = [source for source, digest in sources.items() if source.is_file() and digest != _digest(source, known)]
-    return [f"{run.name}: {file.parent} was not made from {source}; evaluate the run again" for source in stale]
-
-
-def _digest(path: Path, known: dict[Path, str]) -> str:
-    """`content_digest`, computed once per check: infos and teachers are shared by many runs."""
-    if path not in known:
-        known[path] = content_digest(path)
-    return known[path]
+    stale = [source for source, digest in made.items() if source.is_file() and digest != digests.of(source)]
+    problems = [f"{run.name}: {file.parent} was not made from {source}; evaluate the run again" for source in stale]
+    if seeds != set(params.seeds):
+        found, asked = (", ".join(map(str, sorted(numbers))) for numbers in (seeds, set(params.seeds)))
+        problems.append(f"{run.name}: {file.parent} was made from seeds {found}, not {asked}; evaluate the run again")
+    asked = {"data.val_split": run.data.val_split, "evaluation": run.inference.evaluation}
+    problems += [
+        f"{run.name}: {file.parent} was scored with {key} {value}, not {asked[key]}; evaluate the run again"
+        for key, value in scoring.items()
+        if value not in (None, asked[key])
+    ]
+    problems += [
+        f"{run.name}: {path} is not the one that was made with {file.name} beside it; evaluate the run again"
+        for path, digest in own.items()
+        if path.is_file() and digests.file(path) != digest
+    ]
+    return problems
 
 
 def _few(lines: list[str], most: int = 3) -> str:

@@ -13,11 +13,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
-from vexkd import params, provenance, seal
+from vexkd import content, params, provenance, seal
+from vexkd.errors import InputError
 
 
 def main(verb: str, *arguments: str) -> None:
@@ -68,25 +70,46 @@ def doctor(names: list[str], options: dict) -> None:
     write(options["manifest"], options["version"], digest(*tables))
 
 
+def write_table(path: Path, **metadata: str) -> None:
+    """A Parquet file that says this of itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = {f"vexkd.{name}": value for name, value in metadata.items()}
+    pq.write_table(pa.table({"none": pa.array([], pa.int8())}).replace_schema_metadata(names), path)
+
+
 def infos(names: list[str], options: dict) -> None:
-    manifest = digest("artifacts/manifest.parquet")
-    for name in ("samples", "sweeps", "cameras", "boxes"):
-        write(Path(options["out"]) / f"{name}.parquet", name, manifest)
+    """Each split holds one sample: its name, or what splits.json says."""
+    manifest, out = provenance.file_digest("artifacts/manifest.parquet"), Path(options["out"])
+    for name in ("sweeps", "cameras", "boxes"):
+        write(out / f"{name}.parquet", name, manifest)
+    custom = Path(options["root"]) / options["version"] / "splits.json"
+    known = {name: [name] for name in ("mini_train", "mini_val", "train", "val")}
+    known |= json.loads(custom.read_text()) if custom.is_file() else {}
+    write_table(
+        out / "samples.parquet",
+        version=options["version"],
+        content=provenance.digest(manifest),
+        manifest=manifest,
+        splits_file=provenance.file_digest(custom) if custom.is_file() else "",
+        split_digests=json.dumps({name: provenance.digest(scenes) for name, scenes in known.items()}),
+    )
 
 
 def paste(names: list[str], options: dict) -> None:
-    for name in ("points.npy", "index.parquet"):
-        write(
-            Path(options["out"]) / name,
-            options["split"],
-            options["min-points"],
-            digest("artifacts/infos/boxes.parquet"),
-        )
+    folder, out = Path("artifacts/infos"), Path(options["out"])
+    recipe = {"split": options["split"], "samples": content.split_digest(folder, options["split"])}
+    recipe |= {"min_points": int(options["min-points"]), "sweeps": int(options["sweeps"])}
+    recipe["infos"] = seal.content_digest(folder)
+    write(out / "points.npy", *recipe.items())
+    write_table(out / "index.parquet", points=json.dumps(recipe))
 
 
 def maps(names: list[str], options: dict) -> None:
-    for name in ("rasters.npy", "index.parquet"):
-        write(Path(options["out"]) / name, options["reach"], options["cell"], digest("artifacts/infos/samples.parquet"))
+    out = Path(options["out"])
+    recipe = {"reach": float(options["reach"]), "cell": float(options["cell"]), "edges": options["edges"]}
+    recipe["infos"] = seal.content_digest(Path("artifacts/infos"))
+    write(out / "rasters.npy", *recipe.items())
+    write_table(out / "index.parquet", maps=json.dumps(recipe))
 
 
 def fetch_weights(names: list[str], options: dict) -> None:
@@ -104,26 +127,33 @@ def train(names: list[str], options: dict) -> None:
         sys.exit(f"{options['root']}: there is no such data set")
     if meanwhile := os.environ.get("STAND_IN_MEANWHILE"):
         subprocess.run(meanwhile, shell=True, check=True)
-    out, settings = Path(options["out"]), yaml.safe_load(Path(options["config"]).read_text())
-    run = SimpleNamespace(**{key: settings.get(key) for key in ("name", "paste", "map", "start", "teacher")})
-    weights = ((settings.get("camera") or {}).get("backbone") or {}).get("weights")
-    run.camera = SimpleNamespace(backbone=SimpleNamespace(weights=weights and SimpleNamespace(**weights)))
-    sources = seal.inputs(run, int(options["seed"]))
+    out, config, seed = Path(options["out"]), Path(options["config"]), int(options["seed"])
+    run = params.read_run(config, config.with_name("inference.yaml"))
+    given = {name: Path(options[name]) if name in options else None for name in ("start", "teacher")}
+    try:
+        seal.refuse_other_settings(run, config.parent.parent, seed, **given)
+    except InputError as error:
+        print(f"vexkd: {error}", file=sys.stderr)
+        sys.exit(2)
+    sources = seal.inputs(run, seed)
     for name in ("paste", "maps", "start", "teacher"):
         if (name in sources) != (name in options):
             sys.exit(f"{run.name}: --{name} does not fit the settings")
     recorded = {name: seal.content_digest(path) for name, path in sources.items()}
+    recorded["samples"] = content.split_digest(Path(options["infos"]), run.data.train_split)
     metadata = {
         "format": seal.FORMAT,
-        "settings": json.dumps(settings),
+        "settings": json.dumps(run.training()),
+        "inference": json.dumps(run.after_training()),
         "inputs": json.dumps(recorded),
-        "provenance": "{}",
+        "provenance": json.dumps({"seed": seed}),
     }
     state = Path(options["scratch"]) / run.name / f"seed{options['seed']}-{provenance.digest(recorded)}" / "state"
     learnt = learn(f"{run.name} {options['seed']}", state, float(options.get("max-seconds", "inf")))
-    content = json.dumps({"__metadata__": metadata, "seed": options["seed"], "learnt": learnt}).encode()
+    head = json.dumps({"__metadata__": metadata, "seed": options["seed"], "learnt": learnt}).encode()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "weights.safetensors").write_bytes(len(content).to_bytes(8, "little") + content + bytes(LARGE))
+    learnt_of = provenance.digest([run.training(), recorded, seed, learnt]).encode()
+    (out / "weights.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + learnt_of + bytes(LARGE))
     write(out / "curve.csv", "epoch,loss", "0,1.0", "1,0.5")
     write(out / "provenance.json", "{}")
 
@@ -153,22 +183,28 @@ def learn(name: str, state: Path, seconds: float) -> str:
 def predict(names: list[str], options: dict) -> None:
     inference = yaml.safe_load(Path(options["inference"]).read_text())
     results = digest(options["weights"], options["inference"])
+    folder, digests = Path(options["infos"]), content.Digests()
+    origin = {"weights": digests.tensors(Path(options["weights"])), "infos": digests.of(folder)}
+    meta = {"inference": inference, "made_from": origin}
+    origin["samples"] = content.split_digest(folder, inference["val_split"])
     if options["out"].endswith(".safetensors"):
-        header = json.dumps(
-            {"__metadata__": {"vexkd": json.dumps({"inference": inference, "results": results})}}
-        ).encode()
+        header = json.dumps({"__metadata__": {"vexkd": json.dumps({**meta, "results": results})}}).encode()
         Path(options["out"]).write_bytes(len(header).to_bytes(8, "little") + header)
         return
-    write(options["out"], json.dumps({"meta": {"use_lidar": True, "inference": inference}, "results": results}))
+    write(options["out"], json.dumps({"meta": {"use_lidar": True, **meta}, "results": results}))
 
 
 def evaluate(names: list[str], options: dict) -> None:
-    folder = Path("results/runs") / names[0]
-    if sensor := options.get("without"):
-        write(folder / f"metrics-without-{sensor}.json", "{}")
-        return
+    folder, settings = Path("results/runs") / names[0], Path(options["settings"]) / names[0]
+    run = params.read_run(settings / "config.yaml", settings / "inference.yaml")
     seeds = {seed: Path("models") / names[0] / f"seed{seed}" for seed in options["seeds"]}
-    predictions = {name: next(seed.glob("predictions.*")) for name, seed in seeds.items()}
+    predictions = {name: seal.predictions_path("models", run, int(name)) for name in seeds}
+    if sensor := options.get("without"):
+        files = {name: path.with_stem(f"{path.stem}-without-{sensor}") for name, path in predictions.items()}
+        made = {name: provenance.file_digest(path) for name, path in files.items()}
+        record = {"predictions": made, "split": run.data.val_split, "config": run.inference.evaluation}
+        write(folder / f"metrics-without-{sensor}.json", json.dumps({"evaluation": record}))
+        return
     score = int(digest(*predictions.values())[:6], 16) / 2**24
     made = {
         "predictions": {name: provenance.file_digest(path) for name, path in predictions.items()},
@@ -179,8 +215,10 @@ def evaluate(names: list[str], options: dict) -> None:
     }
     write(folder / "metrics.json", json.dumps({"NDS": score}))
     write(folder / "curve.csv", next(iter(seeds.values())).joinpath("curve.csv").read_text().strip())
-    write(folder / "provenance.json", json.dumps({"evaluation": made}))
     write(folder / "resamples.json", "{}")
+    files = {name: provenance.file_digest(folder / name) for name in ("metrics.json", "curve.csv", "resamples.json")}
+    made |= {"files": files, "dataset": {"split": run.data.val_split}, "config": run.inference.evaluation}
+    write(folder / "provenance.json", json.dumps({"evaluation": made}))
 
 
 def table(names: list[str], options: dict) -> None:
@@ -202,11 +240,17 @@ def page(names: list[str], options: dict) -> None:
 
 def inspect(names: list[str], options: dict) -> None:
     folder = Path(options["models"]) / names[0] / f"seed{options['seed']}"
-    write(folder / "inspection.safetensors", digest(folder / "weights.safetensors"))
+    settings = json.loads(seal.header(folder / "weights.safetensors")["settings"])
+    runs = [names[0], settings["student"], settings["teacher"]]
+    paths = {name: seal.weights_path(options["models"], name, int(options["seed"])) for name in runs}
+    made = {"made_from": {name: provenance.file_digest(path) for name, path in paths.items()}}
+    head = json.dumps({"__metadata__": {"vexkd": json.dumps(made)}}).encode()
+    (folder / "inspection.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
 
 
 def latency(names: list[str], options: dict) -> None:
-    write(f"results/runs/{names[0]}/latency.json", "{}")
+    weights = seal.weights_path(options["models"], names[0], int(options["seed"]))
+    write(f"results/runs/{names[0]}/latency.json", json.dumps({"weights": provenance.file_digest(weights)}))
 
 
 def check(names: list[str], options: dict) -> None:

@@ -6,6 +6,7 @@ numbers named target_from_source. Letters: S samples, M boxes, K sweeps of a sam
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -160,10 +161,13 @@ class Infos:
         return found[self.rows]
 
 
-def build(root: Path, version: str, out: Path, *, max_sweeps: int = 10, progress: bool = True) -> Counts:
+def build(
+    root: Path, version: str, out: Path, *, max_sweeps: int = 10, manifest: Path | None = None, progress: bool = True
+) -> Counts:
     """Write `out/{samples,sweeps,cameras,boxes}.parquet` from the tables of `root/version`.
 
-    max_sweeps: how many earlier LiDAR sweeps are listed for each sample. Splits keep nuScenes' names (mini_train, ...).
+    max_sweeps: how many earlier LiDAR sweeps are listed for each sample. manifest: doctor's, whose hash is recorded.
+    Splits keep nuScenes' names (mini_train, ...).
     Raises InputError that names the missing table, or the token whose rows do not fit together.
     """
     root, out = Path(root), Path(out)
@@ -182,7 +186,9 @@ def build(root: Path, version: str, out: Path, *, max_sweeps: int = 10, progress
         for name in FILES:
             metadata = {"vexkd.schema": str(SCHEMA), "vexkd.version": version, "vexkd.max_sweeps": str(max_sweeps)}
             if name == "samples":
+                content = _content(written[name].replace_schema_metadata(metadata), digests)
                 metadata |= {"vexkd.splits": json.dumps(samples.splits), "vexkd.digests": json.dumps(digests)}
+                metadata |= {"vexkd.content": content, **_origin(root, version, samples, manifest)}
             digests[name] = _write(written[name], out / f"{name}.parquet", metadata)
         bar.update()
     return Counts(**{name: table.num_rows for name, table in written.items()})
@@ -272,6 +278,27 @@ def _window(offsets: np.ndarray, counts: np.ndarray, row: int) -> slice:
 def _strings(column: pa.ChunkedArray, window: slice) -> list[str]:
     """Part of a column of text."""
     return column.slice(window.start, window.stop - window.start).to_pylist()
+
+
+def _content(samples: pa.Table, digests: dict[str, str]) -> str:
+    """What a training reads of infos as a hash: all but the splits, of which it reads one, whose samples it records itself."""
+    stream = pa.BufferOutputStream()
+    pq.write_table(samples, stream, **_COMPRESSION)
+    return provenance.digest({**digests, "samples": hashlib.sha256(stream.getvalue()).hexdigest()})
+
+
+def _origin(root: Path, version: str, samples: Any, manifest: Path | None) -> dict[str, str]:
+    """What the infos were made from, for `vexkd.products`: the manifest, splits.json, and which samples each split holds."""
+    members = {
+        split: [t for t, scene in zip(samples.tokens, samples.scenes, strict=True) if scene in names]
+        for split, names in ((split, set(scenes)) for split, scenes in samples.splits.items())
+    }
+    custom = root / version / "splits.json"
+    return {
+        "vexkd.manifest": provenance.file_digest(manifest) if manifest is not None and manifest.is_file() else "",
+        "vexkd.splits_file": provenance.file_digest(custom) if custom.is_file() else "",
+        "vexkd.split_digests": json.dumps({name: provenance.digest(tokens) for name, tokens in members.items()}),
+    }
 
 
 def _write(table: pa.Table, path: Path, metadata: dict[str, str]) -> str:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import shapely
 from tqdm import tqdm
 
-from vexkd import geometry, provenance
+from vexkd import content, geometry, provenance
 from vexkd.data import infos as info_tools
 from vexkd.data.indexed import open_indexed
 from vexkd.errors import InputError
@@ -93,7 +93,7 @@ def build(
         "reach": half * cell,
         "edges": edges,
         "samples": len(infos),
-        "infos": provenance.file_digest(Path(infos_dir) / "samples.parquet"),
+        "infos": content.Digests().of(Path(infos_dir)),
         "expansions": {name: _checked_digest(path) for name, path in files.items()},
     }
     parts = out / ".parts" / provenance.digest(recipe)

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from vexkd import boxes as box_tools
-from vexkd import provenance
+from vexkd import content, provenance
 from vexkd.data import infos as info_tools
 from vexkd.data.indexed import open_indexed
 from vexkd.data.points import Sweep, read_lidar, stack_sweeps
@@ -67,7 +67,13 @@ def build(
                 annotations += [keyframe.annotations[i] for i in rows]
             columns = {name: np.concatenate(parts).astype(np.int64) for name, parts in found.items()}
             _write_header(stream, int(columns["count"].sum()))
-        _write_index(out / "index.parquet", infos, columns, annotations, provenance.file_digest(temporary))
+        recipe = {
+            "split": split,
+            "samples": provenance.digest(infos.tokens()),
+            "infos": content.Digests().of(infos_dir),
+        }
+        recipe |= {"min_points": min_points, "sweeps": sweeps, "sha256": provenance.file_digest(temporary)}
+        _write_index(out / "index.parquet", infos, columns, annotations, recipe)
     return len(annotations)
 
 
@@ -85,7 +91,8 @@ class PasteDatabase:
         )
         if self._points.shape != (expected["points"], 5) or self._points.dtype != np.float32:
             raise InputError(f"{directory / 'points.npy'} does not belong to the index.parquet beside it: {cure}.")
-        self.directory = directory
+        self.directory, self.recipe = directory, expected
+        self._samples = index["sample"].to_numpy()
         self.offsets = index["offset"].to_numpy()
         self.counts = index["count"].to_numpy()
         self.labels = index["label"].to_numpy().astype(np.int64)
@@ -99,6 +106,35 @@ class PasteDatabase:
         return PasteDatabase, (
             self.directory,
         )  # a spawned worker opens the files again instead of being sent the points
+
+    def require(self, *, split: info_tools.Infos, name: str, min_points: int, sweeps: int) -> PasteDatabase:
+        """This database, or InputError where it was cut from other scenes, or otherwise, than a run asks for.
+
+        split: the training split, called `name`. A database of an earlier version records nothing but its samples.
+        """
+        cure = "run vexkd paste again"
+        inside = np.isin(self._samples, split.rows)
+        asked = {
+            "split": name,
+            "samples": provenance.digest(split.tokens()),
+            "min_points": min_points,
+            "sweeps": sweeps,
+        }
+        made = self.recipe
+        if made.get("split", name) != name or not inside.all():
+            raise InputError(
+                f"ground-truth database {self.directory} holds objects of other scenes"
+                f"{' (split ' + made['split'] + ')' if 'split' in made else ''} than the training split {name}: {cure}."
+            )
+        for key, words in (
+            ("samples", f"other samples of {name}"),
+            ("min_points", "another number"),
+            ("sweeps", "others"),
+        ):
+            if made.get(key, asked[key]) != asked[key]:
+                given = words if key == "samples" else f"{key} {made[key]}, but the run asks for {asked[key]}"
+                raise InputError(f"ground-truth database {self.directory} was made with {given}: {cure}.")
+        return self
 
     def points(self, row: int) -> np.ndarray:
         """The points (P, 5) of one object, a copy."""
@@ -236,9 +272,9 @@ def _write_header(stream: BinaryIO, count: int) -> None:
 
 
 def _write_index(
-    path: Path, infos: info_tools.Infos, columns: dict[str, np.ndarray], annotations: list[str], digest: str
+    path: Path, infos: info_tools.Infos, columns: dict[str, np.ndarray], annotations: list[str], recipe: dict[str, Any]
 ) -> None:
-    """The index: where each object's points stand, what it is, and where it came from."""
+    """The index: where each object's points stand, what it is, and where it came from; recipe: what it was made from."""
     rows = infos.arrays["box_offset"][columns["sample"]] + columns["row"]
     table = {
         "label": pa.array(infos.arrays["labels"][rows], pa.int8()),
@@ -249,7 +285,7 @@ def _write_index(
         "count": columns["count"],
     }
     table |= {name: infos.arrays["boxes"][rows, i] for i, name in enumerate(_BOX)}
-    seal = json.dumps({"points": int(columns["count"].sum()), "sha256": digest})
+    seal = json.dumps({"points": int(columns["count"].sum()), **recipe})
     metadata = {"vexkd.schema": str(SCHEMA), "vexkd.version": infos.version, "vexkd.points": seal}
     with provenance.atomic(path) as temporary:
         pq.write_table(

@@ -54,10 +54,16 @@ def is_finished(out: Path, *, run: Run, inputs: dict[str, str], seed: int) -> bo
     try:
         header = read_header(path)
         with safe_open(path, framework="pt"):  # refuses a file that was cut
-            made = (header["settings"], header["inputs"], header["provenance"].get("seed"))
+            trained = seal.recorded_training(run, seal.header(path))
+            made = (
+                trained,
+                {k: v for k, v in header["inputs"].items() if k in inputs},
+                header["provenance"].get("seed"),
+            )
     except (InputError, SafetensorError, KeyError, ValueError, AttributeError):
         return False
-    return made == (run.training(), inputs, seed)
+    asked = {name: digest for name, digest in inputs.items() if name != "samples" or name in header["inputs"]}
+    return made == (run.training(), asked, seed)
 
 
 def load_model(path: Path, *, expected: Run | None = None) -> tuple[BEVModel, Run]:

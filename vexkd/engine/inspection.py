@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vexkd import seal
 from vexkd.batch import Batch, collate
+from vexkd.content import Digests
 from vexkd.data import inspection as files
 from vexkd.data.infos import Infos
 from vexkd.data.infos import load as load_infos
@@ -54,9 +55,17 @@ def inspect(name: str, *, models: Path, root: Path, infos: Path, seed: int, samp
         maps |= {Name("mask", name, level): mask[0, 0].numpy() for level, mask in masks(taught, batch).items()}
     path = files.path_of(models, name, seed)
     origin = {"run": name, "student": run.student, "teacher": run.teacher, "seed": seed, "sample": token}
+    origin["made_from"] = _made_from([name, run.student, run.teacher], models=models, seed=seed, infos=infos)
     with checkpoint.writing(path):
         files.write(path, maps, grid=model.grid, **origin, task=run.task, mask=run.distill.mask)
     return path
+
+
+def _made_from(names: list[str], *, models: Path, seed: int, infos: Path) -> dict[str, str]:
+    """Hashes of the weights of these runs, by their names, and of the infos."""
+    digests = Digests()
+    found = {name: digests.file(seal.weights_path(models, name, seed)) for name in names}
+    return {**found, "infos": digests.of(infos)}
 
 
 def load_masks(run: Run, teacher: BEVModel, weights: Path) -> nn.Module | None:

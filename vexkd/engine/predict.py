@@ -57,10 +57,12 @@ def predict(
     device: torch.device,
     tokens: Sequence[str],
     state: PartialState,
+    origin: dict[str, str] | None = None,
 ) -> str:
     """Write the predictions of all processes' batches, samples in the order of `tokens`; returns what they are, in words.
 
-    Processes hand their share to the main one in files beside `out`.
+    origin: hashes of what they are made from, recorded beside the settings. Processes hand their share to the main one in
+    files beside `out`.
     """
     maps = run.task == "segmentation"
     compute, write, read = (segment, _write_maps, _read_maps) if maps else (detect, _write_boxes, _read_boxes)
@@ -68,6 +70,7 @@ def predict(
     meta |= {f"use_{name}": False for name in model.dropped}
     meta |= {"dropped": list(model.dropped)} if model.dropped else {}
     meta["inference"] = run.after_training()
+    meta |= {"made_from": origin} if origin else {}
     results = compute(model, batches, run=run, device=device, show=state.is_main_process)
     if not state.is_main_process:
         write(_share(out, state.process_index), results, meta, run)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vexkd import params, provenance, seal
+from vexkd import content, params, provenance, seal
 from vexkd.data.dataset import NuScenesDataset, loader
 from vexkd.data.infos import load as load_infos
 from vexkd.engine import checkpoint, processes, tasks
@@ -55,10 +55,13 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     accelerator = processes.start_accelerator(run.train.precision, device)
+    seal.refuse_other_settings(run, config.parent.parent, seed, start=start, teacher=teacher)
     sources = Sources(root, infos, paste, maps, start, teacher)
     with _as_one_job():
         backbone = fetch.local(run)
         inputs = input_hashes(infos=infos, paste=paste, maps=maps, start=start, teacher=teacher, backbone=backbone)
+        if samples := content.split_digest(infos, run.data.train_split):
+            inputs["samples"] = samples
         finished = accelerator.is_main_process and checkpoint.is_finished(out, run=run, inputs=inputs, seed=seed)
         if any(processes.anywhere(accelerator, finished)):
             _say_finished(run, seed, out, accelerator)
@@ -258,10 +261,27 @@ def predict(
         chosen = torch.device("cuda", state.local_process_index) if state.device.type == "cuda" else torch.device("cpu")
         batches = loader(dataset, keys, workers=workers)
         found = prediction.predict(
-            model, batches, out, run=run, device=chosen, tokens=dataset.infos.tokens(), state=state
+            model,
+            batches,
+            out,
+            run=run,
+            device=chosen,
+            tokens=dataset.infos.tokens(),
+            state=state,
+            origin=predicted_from(weights, infos, dataset.infos.tokens()),
         )
         if state.is_main_process:
             print(f"{run.name}: {found} in {len(dataset)} samples -> {out}", flush=True)
+
+
+def predicted_from(weights: Path, infos: Path, tokens: list[str]) -> dict[str, str]:
+    """What predictions record of their making: the weights' tensors, the infos, and the samples of the split."""
+    digests = content.Digests()
+    return {
+        "weights": digests.tensors(weights),
+        "infos": digests.of(infos),
+        "samples": provenance.digest(tokens),
+    }
 
 
 def _scenes(dataset: NuScenesDataset) -> list[str]:

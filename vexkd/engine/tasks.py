@@ -72,9 +72,10 @@ def training_set(
         )
     if run.map is not None and maps is None:
         raise InputError(f"{run.name}: the settings ask for map labels; pass the folder of their rasters with --maps.")
+    split = infos.subset(run.data.train_split)
     return NuScenesDataset(
         root=_existing(root),
-        infos=infos.subset(run.data.train_split),
+        infos=split,
         sensors=sensors,
         bounds=run.bev.range,
         sweeps=run.data.sweeps,
@@ -90,7 +91,7 @@ def training_set(
             flip_y=augment.flip,
         ),
         image_augmentation=_image_augmentation(own.image_augment) if "camera" in sensors else None,
-        paste=PasteDatabase(paste) if run.paste else None,
+        paste=_pasted(run, paste, split) if run.paste else None,
         paste_counts=run.paste.counts if run.paste else None,
         paste_epochs=run.paste.until_epoch if run.paste else None,
         maps=Maps(maps).require(cell=run.map.cell, edges=run.map.edges) if run.map else None,
@@ -112,6 +113,13 @@ def validation_set(run: Run, *, root: Path, infos: Infos, drop: str | None = Non
         image_size=tuple(run.camera.image_size) if "camera" in sensors else None,
         test_resize=run.image_augment.test_resize if run.image_augment else 1.0,
         history=run.camera.history.keyframes if run.camera and run.camera.history and "camera" in sensors else 0,
+    )
+
+
+def _pasted(run: Run, paste: Path, split: Infos) -> PasteDatabase:
+    """The objects to paste, if they are those of the run's training split."""
+    return PasteDatabase(paste).require(
+        split=split, name=run.data.train_split, min_points=run.paste.min_points, sweeps=run.data.sweeps
     )
 
 

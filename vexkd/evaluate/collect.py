@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -63,17 +65,23 @@ def _curve(path: Path) -> pd.DataFrame:
 
 def write(found: Seeds, metrics: dict[str, Any], *, results: Path, **facts: Any) -> None:
     """results/runs/<run>/{curve.csv, provenance.json, metrics.json}; facts: what the scoring's provenance says besides."""
+    target = Path(results) / "runs" / found.run
+    texts = {"curve.csv": found.curve.to_csv(index=False), "metrics.json": json.dumps(metrics, indent=2) + "\n"}
+    resamples = target / "resamples.json"
     evaluation = provenance.record(
         **facts,
+        files={
+            **{name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
+            **({resamples.name: provenance.file_digest(resamples)} if resamples.is_file() else {}),
+        },
         predictions={seed: provenance.file_digest(path) for seed, path in found.predictions.items()},
         weights={seed: _weights_digests(folder) for seed, folder in found.folders.items()},
     )
-    target = Path(results) / "runs" / found.run
-    provenance.write_text(target / "curve.csv", found.curve.to_csv(index=False))
+    provenance.write_text(target / "curve.csv", texts["curve.csv"])
     provenance.write_json(
         target / "provenance.json", {"run": found.run, "seeds": found.records, "evaluation": evaluation}
     )
-    provenance.write_json(target / "metrics.json", metrics)
+    provenance.write_text(target / "metrics.json", texts["metrics.json"])
 
 
 def summarise(scores: dict[str, dict[str, Any]], *, spread: Sequence[str]) -> dict[str, Any]:

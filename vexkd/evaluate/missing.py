@@ -21,7 +21,8 @@ def collect(
 ) -> None:
     """models/<run>/seed<k>/predictions-without-<sensor>.* in, results/runs/<run>/metrics-without-<sensor>.json out.
 
-    The file is as metrics.json. Raises InputError for a missing file and whatever scoring refuses.
+    The file is as metrics.json, with `evaluation` that says what it was made from. Raises InputError for a missing file and
+    whatever scoring refuses.
     """
     files = {}
     for seed in seeds:
@@ -42,4 +43,9 @@ def collect(
             files, root=root, version=run.data.version, split=run.data.val_split, config=run.inference.evaluation
         )
         metrics = detection.summarise(scores)
+    metrics["evaluation"] = {
+        "predictions": {seed: provenance.file_digest(path) for seed, path in files.items()},
+        "split": run.data.val_split,
+        "config": run.inference.evaluation,
+    }
     provenance.write_json(Path(results) / "runs" / run.name / f"metrics-without-{sensor}.json", metrics)

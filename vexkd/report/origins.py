@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vexkd import provenance
+from vexkd import seal
 from vexkd.params import Params
 
 
@@ -53,13 +53,13 @@ def marked(params: Params, origins: dict[str, dict[str, Any]]) -> dict[str, str]
     usual = {how: _usual([how(origin) for origin in origins.values()]) for how in (_commit_text, data, environment)}
     reasons = {}
     for run, origin in origins.items():
-        asked = provenance.digest(params.run(run).training())
+        asked = seal.settings_digests(params.run(run))
         reason = []
         if _commit_text(origin) != usual[_commit_text] or dirty(origin):
             reason.append(f"made at commit {short(commits(origin))}")
         if dirty(origin):
             reason.append("with uncommitted changes")
-        if any(seed.get("settings_digest") != asked for seed in origin["seeds"].values()):
+        if any(seed.get("settings_digest") not in asked for seed in origin["seeds"].values()):
             reason.append(f"trained with other settings than {Path(params.path).name} has now")
         if data(origin) != usual[data]:
             reason.append("made from other data than most rows")

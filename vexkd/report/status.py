@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+from vexkd import calls, seal
 from vexkd import params as settings
-from vexkd import seal
 from vexkd.errors import InputError
 from vexkd.params import Params, Run
 
@@ -100,10 +100,10 @@ def weights_state(run: Run, seed: int, places: Places) -> tuple[Literal["none", 
     if not path.is_file():
         return "none", ""
     try:
-        made = json.loads(seal.header(path).get("settings", "null"))
-    except (InputError, ValueError):
+        made = seal.recorded_training(run, seal.header(path))
+    except InputError:
         return "stale", "its file does not say which"
-    differing = seal.differences(made or {}, run.training())
+    differing = seal.differences(made, run.training())
     return ("stale", differing[0]) if differing else ("done", "")
 
 
@@ -371,8 +371,7 @@ def show(
 def _changed_since(params: Params) -> str:
     """A word of warning where the jobs work with other settings than these: as merged, whichever files they stand in."""
     folder = Path(params.path).parent
-    frozen = folder / seal.FROZEN
-    running = frozen.is_file() and any(frozen.parent.glob("locks/*.lock"))
-    if running and settings.load(frozen).raw != params.raw:
+    frozen = calls.living(folder)
+    if frozen is not None and settings.load(frozen).raw != params.raw:
         return f"{params.path} has changed since Snakemake started; its jobs keep what it started with ({frozen})."
     return ""

@@ -1,18 +1,22 @@
 # Settings and the named functions of the rules. The main process freezes params.yaml; jobs read what it froze, so that an
-# edit while the matrix runs reaches none of them (see vexkd/seal.py).
+# edit or a `git switch` while the matrix runs reaches none of them (see vexkd/calls.py).
 import os
 import re
 import shlex
 from typing import get_args
 
-from scripts import machine, scheduler, slurm_queue
+from scripts import machine, plan, scheduler, slurm_queue
 from vexkd import seal
 from vexkd.errors import InputError
 from vexkd.params import PICTURES, FigureName
 
 machine.find_own_commands()
 
-SETTINGS = seal.freeze() if workflow.is_main_process else seal.frozen()
+CALL = plan.begin(workflow)
+SETTINGS = CALL.params
+FROZEN_PARAMS = str(CALL.settings)  # what the jobs of this call read
+FROZEN_RUNS = str(CALL.runs)
+FROZEN_SETTINGS = str(CALL.folder / "settings")  # those that belong to no single run
 VERSION = next(iter(SETTINGS.runs.values())).data.version
 INFOS = [
     f"artifacts/infos/{name}.parquet"

@@ -12,12 +12,13 @@ if SETTINGS.synthetic:
             "logs/synthesize.log",
         threads: CORES
         params:
+            settings=FROZEN_SETTINGS,
             town=SETTINGS.synthetic,
         shell:
             "vexkd synthesize {output.root} --scenes {params.town.scenes} --samples {params.town.samples}"
             " --seed {params.town.seed} --width {params.town.image_size[0]} --height {params.town.image_size[1]}"
             " --beams {params.town.beams} --azimuths {params.town.azimuths} --sweeps {params.town.sweeps_per_sample}"
-            " --workers {threads} > {log} 2>&1"
+            " --workers {threads} > {log} 2>&1 && cp {params.settings}/town.yaml {output.root}/town.yaml"
 
 
 rule doctor:
@@ -32,11 +33,12 @@ rule doctor:
         "logs/benchmarks/doctor.tsv"
     threads: CORES
     params:
+        settings=FROZEN_SETTINGS,
         root=SETTINGS.root,
         version=VERSION,
     shell:
         "vexkd doctor --root {params.root} --version {params.version} --manifest {output.manifest}"
-        " --workers {threads} > {log} 2>&1"
+        " --workers {threads} > {log} 2>&1 && cp {params.settings}/data.yaml artifacts/data.yaml"
 
 
 rule infos:
@@ -53,7 +55,8 @@ rule infos:
         root=SETTINGS.root,
         version=VERSION,
     shell:
-        "vexkd infos --root {params.root} --version {params.version} --out artifacts/infos > {log} 2>&1"
+        "vexkd infos --root {params.root} --version {params.version} --manifest {input.manifest} --out artifacts/infos"
+        " > {log} 2>&1"
 
 
 rule paste:
@@ -113,7 +116,7 @@ if BACKBONES:
             backbone="|".join(re.escape(file) for file in BACKBONES),
         localrule: True
         params:
-            settings=seal.FROZEN,
+            settings=FROZEN_PARAMS,
             run=first_with_backbone,
         shell:
             "vexkd fetch-weights {params.run} --params {params.settings} > {log} 2>&1"

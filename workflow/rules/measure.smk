@@ -18,14 +18,15 @@ rule predict_without:
     resources:
         attempt=attempt_number,
     params:
+        runs=FROZEN_RUNS,
         root=SETTINGS.root,
         attempt=ATTEMPT,
         vexkd=processes,
         more=predict_options,
     shell:
         "exec {params.attempt} {resources.attempt} {log} {params.vexkd} predict --weights {input.weights}"
-        " --drop {wildcards.sensor} --config {input.config} --inference {input.inference} --root {params.root}"
-        " --infos artifacts/infos --out {output.predictions} {params.more}"
+        " --drop {wildcards.sensor} --config {params.runs}/{wildcards.run}/config.yaml"
+        " --inference {params.runs}/{wildcards.run}/inference.yaml --root {params.root} --infos artifacts/infos --out {output.predictions} {params.more}"
 
 
 rule evaluate_without:
@@ -42,11 +43,12 @@ rule evaluate_without:
     wildcard_constraints:
         sensor="lidar|camera",
     params:
+        runs=FROZEN_RUNS,
         root=SETTINGS.root,
         seeds=seed_options,
     shell:
         "vexkd evaluate {wildcards.run} --without {wildcards.sensor} --models models --results results"
-        " --root {params.root} {params.seeds} > {log} 2>&1"
+        " --settings {params.runs} --root {params.root} {params.seeds} > {log} 2>&1"
 
 
 # What a distilled student and its models make of one keyframe. The masks it reads, masks.safetensors, lie beside the weights
@@ -80,7 +82,7 @@ rule latency:
         "logs/latency/{run}.log",
     threads: CORES
     params:
-        settings=seal.FROZEN,
+        settings=FROZEN_PARAMS,
         root=SETTINGS.root,
         seed=SETTINGS.seeds[0],
     shell:

@@ -19,7 +19,7 @@ rule table:
     log:
         "logs/table/{table}.log",
     params:
-        settings=seal.FROZEN,
+        settings=FROZEN_PARAMS,
     shell:
         "vexkd table {wildcards.table} --params {params.settings} --results results > {log} 2>&1"
 
@@ -38,7 +38,7 @@ rule distillation:
     log:
         "logs/figure/distillation.log",
     params:
-        settings=seal.FROZEN,
+        settings=FROZEN_PARAMS,
     shell:
         "vexkd figure distillation --params {params.settings} --results results > {log} 2>&1"
 
@@ -57,7 +57,7 @@ rule curves:
     log:
         "logs/figure/curves.log",
     params:
-        settings=seal.FROZEN,
+        settings=FROZEN_PARAMS,
     shell:
         "vexkd figure curves --params {params.settings} --results results > {log} 2>&1"
 
@@ -127,7 +127,7 @@ rule chart:
     wildcard_constraints:
         chart="|".join(sorted(set(get_args(FigureName)) - set(PICTURES))),
     params:
-        settings=seal.FROZEN,
+        settings=FROZEN_PARAMS,
     shell:
         "vexkd figure chart {wildcards.chart} --params {params.settings} --results results > {log} 2>&1"
 
@@ -242,7 +242,7 @@ rule report_page:
     log:
         "logs/report_page.log",
     params:
-        settings=seal.FROZEN,
+        settings=FROZEN_PARAMS,
     shell:
         "vexkd page --params {params.settings} --results results > {log} 2>&1"
 
@@ -255,7 +255,7 @@ rule summary:
     log:
         "logs/summary/{run}.log",
     params:
-        settings=seal.FROZEN,
+        settings=FROZEN_PARAMS,
     shell:
         "vexkd summary {wildcards.run} --params {params.settings} --json {output} > {log} 2>&1"
 
@@ -269,7 +269,7 @@ rule models_doc:
     log:
         "logs/models_doc.log",
     params:
-        settings=seal.FROZEN,
+        settings=FROZEN_PARAMS,
     shell:
         "vexkd summary --all --params {params.settings} --markdown {output} > {log} 2>&1"
 

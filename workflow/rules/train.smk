@@ -26,13 +26,15 @@ rule train:
     resources:
         attempt=attempt_number,
     params:
+        runs=FROZEN_RUNS,
         root=SETTINGS.root,
         attempt=ATTEMPT,
         vexkd=processes,
         more=train_options,
         pace=train_pace,
     shell:
-        "exec {params.attempt} {resources.attempt} {log} {params.vexkd} train --config {input.config}"
+        "exec {params.attempt} {resources.attempt} {log} {params.vexkd} train"
+        " --config {params.runs}/{wildcards.run}/config.yaml"
         " --seed {wildcards.seed} --root {params.root} --infos artifacts/infos {params.more}"
         " --out models/{wildcards.run}/seed{wildcards.seed} --scratch scratch {params.pace}"
 
@@ -54,14 +56,15 @@ rule predict:
     resources:
         attempt=attempt_number,
     params:
+        runs=FROZEN_RUNS,
         root=SETTINGS.root,
         attempt=ATTEMPT,
         vexkd=processes,
         more=predict_options,
     shell:
         "exec {params.attempt} {resources.attempt} {log} {params.vexkd} predict --weights {input.weights}"
-        " --config {input.config} --inference {input.inference} --root {params.root} --infos artifacts/infos"
-        " --out {output.predictions} {params.more}"
+        " --config {params.runs}/{wildcards.run}/config.yaml --inference {params.runs}/{wildcards.run}/inference.yaml"
+        " --root {params.root} --infos artifacts/infos --out {output.predictions} {params.more}"
 
 
 rule evaluate:
@@ -84,8 +87,9 @@ rule evaluate:
     benchmark:
         "logs/benchmarks/evaluate/{run}.tsv"
     params:
+        runs=FROZEN_RUNS,
         root=SETTINGS.root,
         seeds=seed_options,
     shell:
-        "vexkd evaluate {wildcards.run} --models models --results results --root {params.root}"
-        " {params.seeds} > {log} 2>&1"
+        "vexkd evaluate {wildcards.run} --models models --results results --settings {params.runs}"
+        " --root {params.root} {params.seeds} > {log} 2>&1"

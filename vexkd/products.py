@@ -1,0 +1,227 @@
+"""Every file that the workflow makes of data and runs, inputs first, and whether its record is of what is asked for now.
+
+The order is that of the rules in workflow/rules; tables, figures and page are `vexkd.report`'s. See `vexkd.content`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vexkd import content, seal
+from vexkd.content import Digests, Product
+from vexkd.params import Params, Run
+
+ARTIFACTS = Path("artifacts")
+MANIFEST = ARTIFACTS / "manifest.parquet"
+INFOS = tuple(ARTIFACTS / "infos" / f"{name}.parquet" for name in ("samples", "sweeps", "cameras", "boxes"))
+PASTE = (ARTIFACTS / "paste" / "points.npy", ARTIFACTS / "paste" / "index.parquet")
+MAPS = (ARTIFACTS / "maps" / "rasters.npy", ARTIFACTS / "maps" / "index.parquet")
+SETTINGS = Path("results/settings")
+RUNS = Path("results/runs")
+MODELS = Path("models")
+BENCHMARKS = Path("logs/benchmarks")
+
+
+def of_experiment(params: Params, digests: Digests) -> Iterator[Product]:
+    """The products of an experiment's folder, which is the working directory, without tables, figures and page."""
+    yield from _of_data(params, digests)
+    for run in _in_order(params):
+        for seed in params.seeds:
+            yield _weights(params, run, seed, digests)
+        yield from _of_run(params, run, digests)
+
+
+def _in_order(params: Params) -> list[Run]:
+    """Runs after those that they start from or are taught by."""
+    return sorted(params.runs.values(), key=lambda run: 2 if run.teacher else 1 if run.start else 0)
+
+
+# ---- data
+
+
+def _of_data(params: Params, digests: Digests) -> Iterator[Product]:
+    shared = seal.shared_settings(params)
+    if params.synthetic is not None:
+        judge = partial(_same_settings, Path(params.root) / "town.yaml", shared["town"])
+        yield Product("town", (Path(params.root),), (), judge)
+    judge = partial(_same_settings, ARTIFACTS / "data.yaml", shared["data"], ("root",))
+    yield Product("manifest", (MANIFEST,), (SETTINGS / "data.yaml",), judge, (BENCHMARKS / "doctor.tsv",))
+    judge = partial(_judge_infos, params, shared["data"]["version"], digests)
+    yield Product("infos", INFOS, (MANIFEST,), judge, (BENCHMARKS / "infos.tsv",))
+    if "paste" in shared:
+        judge = partial(_judge_paste, shared["paste"], digests)
+        yield Product("paste", PASTE, (*INFOS, SETTINGS / "paste.yaml"), judge, (BENCHMARKS / "paste.tsv",))
+    if "maps" in shared:
+        judge = partial(_judge_maps, Path(params.root), shared["maps"], digests)
+        yield Product("maps", MAPS, (*INFOS, SETTINGS / "maps.yaml"), judge, (BENCHMARKS / "maps.tsv",))
+
+
+def _same_settings(record: Path, asked: dict[str, Any], apart: tuple[str, ...] = ()) -> str | None:
+    """A copy of the settings beside a product against those of now; `apart` are keys that decide nothing of it."""
+    try:
+        made = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    if not isinstance(made, dict):
+        return None
+    kept = [{key: value for key, value in values.items() if key not in apart} for values in (made, asked)]
+    differing = seal.differences(*kept)
+    return f"{record.parent} was made with other settings: {', '.join(differing[:3])}." if differing else ""
+
+
+def _judge_infos(params: Params, version: str, digests: Digests) -> str | None:
+    made = content.parquet_metadata(INFOS[0])
+    if "vexkd.manifest" not in made:
+        return None
+    if made["vexkd.version"] != version:
+        return f"{INFOS[0].parent} is of {made['vexkd.version']}, not of {version}."
+    if made["vexkd.manifest"] and MANIFEST.is_file() and made["vexkd.manifest"] != digests.file(MANIFEST):
+        return f"{INFOS[0].parent} was made from another manifest than {MANIFEST}."
+    custom = Path(params.root) / version / "splits.json"
+    if custom.parent.is_dir():  # absent in a clone without raw data
+        now = digests.file(custom) if custom.is_file() else ""
+        if made.get("vexkd.splits_file") != now:
+            return f"{INFOS[0].parent} was made with another {custom}."
+    return ""
+
+
+def _judge_paste(asked: dict[str, Any], digests: Digests) -> str | None:
+    made = _recipe(PASTE[1], "vexkd.points")
+    if "split" not in made:
+        return None
+    infos = INFOS[0].parent
+    now = {**asked, "infos": digests.of(infos), "samples": content.split_digest(infos, asked["split"])}
+    differing = [key for key, value in now.items() if value is not None and made.get(key) != value]
+    return f"{PASTE[1].parent} was made with other {', '.join(differing)}." if differing else ""
+
+
+def _judge_maps(root: Path, asked: dict[str, Any], digests: Digests) -> str | None:
+    made = _recipe(MAPS[1], "vexkd.maps")
+    infos = INFOS[0].parent
+    if "infos" not in made or made["infos"] == digests.file(INFOS[0]):  # the latter: of version 0.1
+        made = {**made, "infos": digests.of(infos)}
+    now = {**asked, "infos": digests.of(infos)}
+    differing = [key for key, value in now.items() if made.get(key) != value]
+    for name, digest in (made.get("expansions") or {}).items():
+        file = root / "maps" / "expansion" / f"{name}.json"
+        differing += [str(file)] if file.is_file() and digests.file(file) != digest else []
+    return f"{MAPS[1].parent} was made with other {', '.join(differing)}." if differing else ""
+
+
+def _recipe(index: Path, key: str) -> dict[str, Any]:
+    try:
+        return json.loads(content.parquet_metadata(index).get(key, "{}"))
+    except ValueError:
+        return {}
+
+
+# ---- runs
+
+
+def _weights(params: Params, run: Run, seed: int, digests: Digests) -> Product:
+    folder = MODELS / run.name / f"seed{seed}"
+    outputs = tuple(folder / name for name in ("weights.safetensors", "curve.csv", "provenance.json"))
+    inputs = [*INFOS, RUNS / run.name / "config.yaml"]
+    for name, source in seal.inputs(run, seed).items():
+        inputs += {"infos": (), "paste": PASTE, "maps": MAPS}.get(name, (source,))
+    judge = _first(seal.weights_problems, run, seed, MODELS, params.path, digests)
+    return Product(f"weights of {run.name}, seed {seed}", outputs, tuple(inputs), judge, (folder / "benchmark.tsv",))
+
+
+def _of_run(params: Params, run: Run, digests: Digests) -> Iterator[Product]:
+    """What is made of finished weights: predictions, metrics and measurements, also without a sensor."""
+    settings = tuple(RUNS / run.name / name for name in ("config.yaml", "inference.yaml"))
+    labels = (*INFOS, *MAPS) if run.task == "segmentation" else ()
+    for sensor in (None, "lidar", "camera"):
+        ending = f"-without-{sensor}" if sensor else ""
+        predictions = []
+        for seed in params.seeds:
+            file = seal.predictions_path(MODELS, run, seed)
+            file = file.with_stem(f"{file.stem}{ending}")
+            judge = _first(seal.predictions_problems, run, seed, MODELS, params.path, digests, file)
+            inputs = (*INFOS, seal.weights_path(MODELS, run.name, seed), *settings)
+            measured = BENCHMARKS / "predict" / f"{run.name}-seed{seed}{file.suffix}.tsv"
+            yield Product(str(file), (file,), inputs, judge, () if sensor else (measured,))
+            predictions.append(file)
+        if sensor is not None:
+            file = RUNS / run.name / f"metrics{ending}.json"
+            judge = partial(_judge_without, run, file, predictions, digests)
+            yield Product(str(file), (file,), (*labels, *predictions, *settings), judge)
+    yield _metrics(params, run, labels, digests)
+    first = params.seeds[0]
+    latency, weights = RUNS / run.name / "latency.json", seal.weights_path(MODELS, run.name, first)
+    yield Product(str(latency), (latency,), (*INFOS, weights), partial(_judge_latency, latency, weights, digests))
+    if run.student is not None and run.teacher is not None:
+        yield _inspection(run, first, digests)
+
+
+def _metrics(params: Params, run: Run, labels: tuple[Path, ...], digests: Digests) -> Product:
+    folder = RUNS / run.name
+    outputs = tuple(folder / name for name in ("metrics.json", "curve.csv", "provenance.json", "resamples.json"))
+    inputs = [*labels, folder / "config.yaml", folder / "inference.yaml"]
+    for seed in params.seeds:
+        inputs.append(seal.predictions_path(MODELS, run, seed))
+        inputs += [
+            MODELS / run.name / f"seed{seed}" / f for f in ("weights.safetensors", "curve.csv", "provenance.json")
+        ]
+    judge = _first(seal.metrics_problems, params, run, MODELS, digests)
+    measured = BENCHMARKS / "evaluate" / f"{run.name}.tsv"
+    return Product(f"metrics of {run.name}", outputs, tuple(inputs), judge, (measured,))
+
+
+def _judge_without(run: Run, file: Path, predictions: list[Path], digests: Digests) -> str | None:
+    made = (_json(file) or {}).get("evaluation")
+    if not isinstance(made, dict):
+        return None
+    now = {str(seed_of(path)): digests.file(path) for path in predictions if path.is_file()}
+    if {k: v for k, v in made.get("predictions", {}).items() if k in now or len(now) == len(predictions)} != now:
+        return f"{file} was made from other predictions than those of now."
+    if (made.get("split"), made.get("config")) != (run.data.val_split, run.inference.evaluation):
+        return f"{file} was scored on {made.get('split')} with {made.get('config')}."
+    return ""
+
+
+def seed_of(path: Path) -> int:
+    """The seed in whose folder a file lies."""
+    return int(path.parent.name.removeprefix("seed"))
+
+
+def _judge_latency(file: Path, weights: Path, digests: Digests) -> str | None:
+    made = (_json(file) or {}).get("weights")
+    if made is None or not weights.is_file():
+        return None
+    return "" if made == digests.file(weights) else f"{file} was measured with other weights than {weights}."
+
+
+def _inspection(run: Run, seed: int, digests: Digests) -> Product:
+    names = [name for name in (run.name, run.student, run.teacher) if name]
+    weights = {name: seal.weights_path(MODELS, name, seed) for name in names}
+    file = MODELS / run.name / f"seed{seed}" / "inspection.safetensors"
+
+    def judge() -> str | None:
+        made = seal.predictions_meta(file).get("made_from")
+        if not isinstance(made, dict):
+            return None
+        differing = [name for name, path in weights.items() if path.is_file() and made.get(name) != digests.file(path)]
+        return f"{file} was made from other weights of {', '.join(differing)}." if differing else ""
+
+    return Product(str(file), (file,), (*INFOS, *weights.values()), judge)
+
+
+def _first(problems: Callable[..., list[str]], *arguments: Any) -> Callable[[], str]:
+    """The first of some problems, "" if there are none."""
+    return lambda: next(iter(problems(*arguments)), "")
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,55 @@
+"""What this call of Snakemake makes: its frozen settings, and by content what is stale (vexkd/calls.py, vexkd/content.py)."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from snakemake.exceptions import WorkflowError
+
+from vexkd import calls, content, products
+from vexkd.calls import Call
+from vexkd.errors import InputError
+
+
+def begin(workflow: Any) -> Call:
+    """The settings of this call; in a job those of the call that queued it.
+
+    Snakemake hands `--config` on to the jobs that it starts or queues, and so the name of the call. Nothing is written
+    before Snakemake knows what it is to do.
+    """
+    if not workflow.is_main_process:
+        return calls.of_job(workflow.globals["config"].get("call"))
+    call = calls.begin()
+    given = list(workflow.config_settings.config_args or [])
+    workflow.config_settings.config_args = [*given, f"call={call.folder.name}"]
+    _before_planning(workflow, call)
+    return call
+
+
+def _before_planning(workflow: Any, call: Call) -> None:
+    """Freeze the settings and judge what stands there, after Snakemake has read its rules and before it plans.
+
+    Files that disagree are forced where they are in the plan; as targets (`--forcerun`) Snakemake would make them in any case.
+    """
+    prepare = workflow._prepare_dag
+
+    def prepare_with_settings(*arguments: Any, **options: Any) -> None:
+        execution = workflow.execution_settings
+        works = execution is not None and not workflow.dryrun
+        try:
+            locks = calls.freeze(call, works=works, alone=works and execution.lock)
+            outdated = stale(call)
+        except InputError as error:
+            raise WorkflowError(str(error)) from None
+        workflow.globals["call_locks"] = locks  # held until this process ends
+        prepare(*arguments, **options)
+        workflow.dag.forcefiles.update(outdated)
+
+    workflow._prepare_dag = prepare_with_settings
+
+
+def stale(call: Call) -> Iterable[str]:
+    """Files to be made again; the times of the others are put in order."""
+    digests = content.Digests(content.MEMORY)
+    found = content.settle(products.of_experiment(call.params, digests), digests)
+    digests.save()
+    return [str(path) for path in found]
