@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from test_data_tiny import RINGS, VERSION, real_keyframe, write
 
@@ -116,6 +117,34 @@ def test_unused_files_may_be_left_out(tmp_path):
     path.write_text(json.dumps([*rows, extra]))
     assert _examine(root) == ["sweeps/CAM_FRONT/absent.jpg: the file is missing"]
     assert _examine(root, coverage=doctor.Coverage(unused=False)) == []
+
+
+def test_some_blobs_only(tmp_path, caplog):
+    """Files outside the asked splits and sensors may be absent; the manifest says what was looked at, and keeps the rest."""
+    root, manifest = write(tmp_path / "set"), tmp_path / "manifest.parquet"
+    (root / VERSION / "splits.json").write_text(json.dumps({"mine": ["scene-0103"]}))
+    assert _examine(root, manifest=manifest) == []
+    assert covers(manifest) == {"splits": None, "sensors": None, "unused": True}
+    whole = manifest_tools.read_manifest(manifest)[1]
+    for path in {*root.glob("samples/*/*scene-0061*"), *root.glob("sweeps/*/*"), *root.glob("samples/CAM_*/*")}:
+        path.unlink()
+    assert len(_examine(root)) == 3 + 6 + 4 * 6
+    some = doctor.Coverage(("mine",), ("lidar",))
+    assert _examine(root, manifest=manifest, coverage=some) == []
+    assert manifest_tools.read_manifest(manifest)[1] == whole, "what was not looked at is not forgotten"
+    assert _examine(root, manifest=tmp_path / "some.parquet", coverage=some) == []
+    assert covers(tmp_path / "some.parquet") == {"splits": ["mine"], "sensors": ["lidar"], "unused": False}
+    lidar = [name for name in manifest_tools.read_manifest(tmp_path / "some.parquet")[1] if name.startswith("samples/")]
+    assert lidar == [str(p.relative_to(root)) for p in root.glob("samples/LIDAR_TOP/*scene-0103*")]
+    [sentence] = {p.split(": ")[1] for p in _examine(root, coverage=doctor.Coverage(("mine",), ("lidar", "camera")))}
+    assert sentence == "the file is missing"
+    with pytest.raises(InputError, match="split 'other' has no samples in v1.0-mini: choose one of mini_train"):
+        _examine(root, coverage=doctor.Coverage(("other",)))
+    assert some.left_out() == "scenes outside mine, images, radar files and camera sweeps"
+
+
+def covers(manifest: Path) -> dict:
+    return json.loads(pq.read_schema(manifest).metadata[b"vexkd.covers"])
 
 
 @pytest.mark.parametrize("missing", ["root", "version"])

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"params", "geometry", "boxes", "batch", "provenance", "errors", "seal", "content", "products", "calls"},
+    {"params", "geometry", "boxes", "batch", "provenance", "errors", "seal", "content", "products", "calls", "needs"},
     {"ops"},
     {"synthetic", "data"},
     {"models"},

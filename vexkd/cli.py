@@ -128,12 +128,21 @@ def infos(
     version: Version,
     out: InfosDir,
     manifest: Annotated[Path | None, typer.Option(help="what `vexkd doctor` wrote; the infos record its hash")] = None,
+    params: Annotated[
+        Path | None, typer.Option(help="settings, whose runs are then held against what the data give")
+    ] = None,
 ) -> None:
     """Gather keyframes, sweeps, calibrations and boxes of all splits into four Parquet tables."""
     from vexkd.data import infos as module
 
     counts = module.build(root, version, out, manifest=manifest)
     print(", ".join(f"{value} {name}" for name, value in counts._asdict().items()), f"-> {out}")
+    if params is not None:
+        from vexkd import params as settings
+        from vexkd.data import demands
+
+        for sentence in demands.check_all(settings.load(params).runs, module.load(out), root=root):
+            print(sentence)
 
 
 @app.command()

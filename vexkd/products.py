@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from vexkd import content, seal
+from vexkd import content, needs, seal
 from vexkd.content import Digests, Product
 from vexkd.params import Params, Run
 
@@ -50,7 +50,7 @@ def _of_data(params: Params, digests: Digests) -> Iterator[Product]:
     if params.synthetic is not None:
         judge = partial(_same_settings, Path(params.root) / "town.yaml", shared["town"])
         yield Product("town", (Path(params.root),), (), judge)
-    judge = partial(_same_settings, ARTIFACTS / "data.yaml", shared["data"], ("root",))
+    judge = partial(_judge_manifest, params, shared["data"])
     yield Product("manifest", (MANIFEST,), (SETTINGS / "data.yaml",), judge, (BENCHMARKS / "doctor.tsv",))
     judge = partial(_judge_infos, params, shared["data"]["version"], digests)
     yield Product("infos", INFOS, (MANIFEST,), judge, (BENCHMARKS / "infos.tsv",))
@@ -73,6 +73,16 @@ def _same_settings(record: Path, asked: dict[str, Any], apart: tuple[str, ...] =
     kept = [{key: value for key, value in values.items() if key not in apart} for values in (made, asked)]
     differing = seal.differences(*kept)
     return f"{record.parent} was made with other settings: {', '.join(differing[:3])}." if differing else ""
+
+
+def _judge_manifest(params: Params, asked: dict[str, Any]) -> str | None:
+    """Made for these data, and of all the files that the runs read."""
+    verdict = _same_settings(ARTIFACTS / "data.yaml", asked, ("root",))
+    if verdict == "":
+        covers = json.loads(content.parquet_metadata(MANIFEST).get("vexkd.covers", "{}"))
+        lacking = needs.uncovered(covers, params.runs.values())
+        return f"{MANIFEST} was made without a look at {lacking}." if lacking else ""
+    return verdict
 
 
 def _judge_infos(params: Params, version: str, digests: Digests) -> str | None:

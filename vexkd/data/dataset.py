@@ -85,6 +85,11 @@ class NuScenesDataset(Dataset):
             )
         if "camera" in sensors and image_size is None:
             raise InputError("the run has a camera but no image size: set camera.image_size.")
+        if "camera" in sensors and not infos.cameras.num_rows:
+            raise InputError(
+                f"the run reads cameras, but the infos of {infos.version} list no images: get nuScenes' cameras, or name "
+                "lidar alone."
+            )
         if "camera" in sensors and paste is not None:
             raise InputError(
                 "ground-truth pasting would show objects to the LiDAR that no image shows: switch it off for this run."

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Literal
 
 from vexkd import provenance, seal
-from vexkd.data import tables
+from vexkd.data import demands, splits, tables
+from vexkd.data.infos import load as load_infos
 from vexkd.data.maps import map_bytes
 from vexkd.engine import cost
 from vexkd.errors import InputError
+from vexkd.needs import needed_files
 from vexkd.params import Params
 
 PYTHONS = ((3, 11), (3, 13))  # from, and below
@@ -63,6 +65,7 @@ def run(
         lambda: check_versions(constraints()),
         lambda: check_gpus(gpus),
         lambda: check_data(params, root),
+        lambda: check_demands(params, root),
         lambda: check_disk(plan(params, root=root, scratch=scratch, here=here)),
         *[lambda folder=folder: check_files(folder) for folder in dict.fromkeys([here, existing(scratch)])],
         lambda: check_clock(here),
@@ -178,6 +181,24 @@ def check_data(params: Params, root: Path) -> Check:
     if not os.access(next(folder.glob("*.json")), os.R_OK):
         return Check("data", "error", f"{folder} cannot be read by this user; ask its owner for read permission.")
     return Check("data", "ok", f"{root}: {version} with its {len(tables.TABLES)} tables")
+
+
+def check_demands(params: Params, root: Path) -> Check:
+    """What the runs ask for is in the data: by the infos where they are made, by the names of the splits before."""
+    name, infos = "demands", Path("artifacts/infos")
+    version = next(iter(params.runs.values())).data.version
+    try:
+        if (infos / "samples.parquet").is_file():
+            said = demands.check_all(params.runs, load_infos(infos), root=root)
+            return Check(name, "warning" if said else "ok", " ".join(said) or "the data give what the runs ask for")
+        if (root / version).is_dir():  # else another check says so
+            scenes = [row["name"] for row in tables.rows(root, version, "scene")]
+            known = splits.read(root, version, scenes)
+            for split in needed_files(params.runs.values())[0]:
+                splits.require(known, split, version)
+    except InputError as error:
+        return Check(name, "error", str(error))
+    return Check(name, "ok", "the splits are there; the rest is compared once infos are made")
 
 
 def existing(path: Path) -> Path:

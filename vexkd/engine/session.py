@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from vexkd import content, params, provenance, seal
+from vexkd.data import demands
 from vexkd.data.dataset import NuScenesDataset, loader
 from vexkd.data.infos import load as load_infos
 from vexkd.engine import checkpoint, processes, tasks
@@ -111,11 +112,14 @@ def _fit(
     seed_everything(seed, accelerator.process_index)
     with contextlib.nullcontext() if main else contextlib.redirect_stdout(io.StringIO()):
         task, images = tasks.build_task(run, start=sources.start, teacher=sources.teacher)
+        known = load_infos(sources.infos)
+        for sentence in demands.check(run, known, teacher=images):
+            print(sentence, flush=True)
     dataset = tasks.training_set(
         run,
         images,
         root=sources.root,
-        infos=load_infos(sources.infos),
+        infos=known,
         paste=sources.paste,
         maps=sources.maps,
         seed=seed,

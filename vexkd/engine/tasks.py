@@ -18,6 +18,7 @@ from vexkd.engine.published import fetch
 from vexkd.engine.train import Supervised
 from vexkd.errors import InputError
 from vexkd.models import bev_model
+from vexkd.needs import sensors_read
 from vexkd.params import ImageAugment, Run
 
 
@@ -61,7 +62,7 @@ def training_set(
     The images are the student's where it has cameras; a teacher that asks for the same ones shares them.
     """
     own = run if run.camera else images
-    sensors = [name for name in ("lidar", "camera") if name in _read_in_training(run, images)]
+    sensors = sensors_read(run, images)
     augment = run.bev_augment
     history = own.camera.history.keyframes if own.camera and own.camera.history else 0
     otherwise = images.camera is not None and _pictures(images) != _pictures(own)
@@ -121,12 +122,6 @@ def _pasted(run: Run, paste: Path, split: Infos) -> PasteDatabase:
     return PasteDatabase(paste).require(
         split=split, name=run.data.train_split, min_points=run.paste.min_points, sweeps=run.data.sweeps
     )
-
-
-def _read_in_training(run: Run, teacher: Run) -> set[str]:
-    """Sensors of student and teacher, and LiDAR where a depth net learns from it."""
-    taught = run.camera is not None and getattr(run.camera.view, "depth_net", None) == "bevdepth"
-    return {*run.sensors, *teacher.sensors, *(["lidar"] if taught else [])}
 
 
 def _pictures(run: Run) -> tuple:

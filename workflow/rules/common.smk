@@ -7,6 +7,7 @@ from typing import get_args
 
 from scripts import machine, plan, scheduler, slurm_queue
 from vexkd import seal
+from vexkd import needs
 from vexkd.errors import InputError
 from vexkd.params import PICTURES, FigureName
 
@@ -51,6 +52,12 @@ def raw_data(wildcards=None):
         return []
     outdated = machine.is_newer("results/settings/town.yaml", SETTINGS.root)
     return [SETTINGS.root if outdated else ancient(SETTINGS.root)]
+
+
+def needed_files(wildcards):
+    """The splits and sensors whose files some run reads: the doctor looks at these."""
+    splits, sensors = needs.needed_files(SETTINGS.runs.values())
+    return {"splits": ",".join(splits), "sensors": ",".join(sensors)}
 
 
 def pasting_runs():

@@ -36,8 +36,10 @@ rule doctor:
         settings=FROZEN_SETTINGS,
         root=SETTINGS.root,
         version=VERSION,
+        needed=needed_files,
     shell:
         "vexkd doctor --root {params.root} --version {params.version} --manifest {output.manifest}"
+        " --splits {params.needed[splits]:q} --sensors {params.needed[sensors]:q} --skip-unused"
         " --workers {threads} > {log} 2>&1 && cp {params.settings}/data.yaml artifacts/data.yaml"
 
 
@@ -54,8 +56,10 @@ rule infos:
     params:
         root=SETTINGS.root,
         version=VERSION,
+        settings=FROZEN_PARAMS,
     shell:
         "vexkd infos --root {params.root} --version {params.version} --manifest {input.manifest} --out artifacts/infos"
+        " --params {params.settings}"
         " > {log} 2>&1"
 
 
