@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vexkd.data import expansions, maps
 from vexkd.data import infos as info_tools
-from vexkd.data import maps
 from vexkd.data.augment import BevAugmentation
 from vexkd.errors import InputError
 from vexkd.geometry import BevGrid, needed_reach
@@ -62,7 +62,7 @@ def write_map(path: Path, *, version: str | None = "1.3", **layers: list) -> Pat
 
     for layer, shapes in layers.items():
         for shape in shapes:
-            if layer in maps.LINES:
+            if layer in expansions.LINES:
                 nodes = [add("node", x=x, y=y) for x, y in shape]
                 add(layer, line_token=add("line", node_tokens=nodes))
                 continue
@@ -102,7 +102,7 @@ def edge_cells(mask: np.ndarray, width: int = 1) -> np.ndarray:
 
 
 def test_labels_are_the_devkits(town, infos, rasters):
-    layers = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", *maps.LINES)
+    layers = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", *expansions.LINES)
     known = {name: devkit_map(town / "data", name) for name in set(infos.samples["location"].to_pylist())}
     filled = np.zeros(6, dtype=int)
     for keyframe in infos:
@@ -137,7 +137,9 @@ def test_a_line_that_crosses_the_patch_twice(tmp_path):
     with pytest.raises(TypeError, match="MultiLineString"):
         devkit_mask(devkit_map(tmp_path, PLACE), NORTH, ("road_divider",))
     for edges in ("published", "centre"):
-        drawn = maps.rasterise(maps.read_expansion(path, edges=edges), NORTH, reach=50.0, cell=0.5)[INDEX["divider"]]
+        drawn = maps.rasterise(expansions.read_expansion(path, edges=edges), NORTH, reach=50.0, cell=0.5)[
+            INDEX["divider"]
+        ]
         columns = np.flatnonzero(drawn.any(axis=0))
         assert {120, 140} <= set(columns), "x = 10 and 20 m from the LiDAR"
         assert np.abs(columns[:, None] - [120, 140]).min(axis=1).max() <= 2, "and nothing else"
@@ -145,10 +147,10 @@ def test_a_line_that_crosses_the_patch_twice(tmp_path):
         assert not drawn[:76].any()
 
 
-@pytest.mark.parametrize("layer", maps.LINES)
+@pytest.mark.parametrize("layer", expansions.LINES)
 def test_either_kind_of_divider_counts(tmp_path, layer):
     path = write_map(tmp_path / "a.json", **{layer: [[(90.0, 200.0), (110.0, 200.0)]]})
-    drawn = maps.rasterise(maps.read_expansion(path), NORTH, reach=50.0, cell=0.5)
+    drawn = maps.rasterise(expansions.read_expansion(path), NORTH, reach=50.0, cell=0.5)
     assert drawn[INDEX["divider"], 100, 85:115].all()
     assert drawn.sum(axis=(1, 2)).astype(bool).tolist() == [False] * 5 + [True]
 
@@ -160,7 +162,7 @@ def test_ahead_lands_ahead_and_right_lands_right(tmp_path):
     )
     west = NORTH.copy()
     west[:2, :2] = [[0.0, -1.0], [1.0, 0.0]]  # x of the LiDAR (right) is the map's +y, y (ahead) the map's -x
-    drawn = maps.rasterise(maps.read_expansion(path), west, reach=50.0, cell=0.5)
+    drawn = maps.rasterise(expansions.read_expansion(path), west, reach=50.0, cell=0.5)
     rows, columns = np.nonzero(drawn[INDEX["ped_crossing"]])
     assert np.abs([rows.mean() - 140, columns.mean() - 100]).max() <= 0.5, "20 m ahead: rows grow ahead"
     rows, columns = np.nonzero(drawn[INDEX["walkway"]])
@@ -173,11 +175,11 @@ def test_cells_by_hand(tmp_path):
     """A square of 2 m with a hole of 1 m: outlines count in the published way, centres in the exact one."""
     shape = [rectangle(100.0, 200.0, 104.0, 204.0), rectangle(101.0, 201.0, 103.0, 203.0)]
     path = write_map(tmp_path / "a.json", drivable_area=[shape])
-    exact = maps.rasterise(maps.read_expansion(path, edges="centre"), NORTH, reach=5.0, cell=0.5)[0]
+    exact = maps.rasterise(expansions.read_expansion(path, edges="centre"), NORTH, reach=5.0, cell=0.5)[0]
     assert exact.sum() == 8 * 8 - 4 * 4
     assert exact[10:18, 10:18].sum() == exact.sum()
     assert not exact[12:16, 12:16].any()
-    published = maps.rasterise(maps.read_expansion(path), NORTH, reach=5.0, cell=0.5)[0]
+    published = maps.rasterise(expansions.read_expansion(path), NORTH, reach=5.0, cell=0.5)[0]
     assert published.sum() == 9 * 9 - 3 * 3, "half a cell more on either side, in the hole too"
 
 
@@ -185,7 +187,7 @@ def test_a_hole_takes_nothing_from_another_polygon(tmp_path):
     island, ring = [rectangle(101, 201, 103, 203)], [rectangle(96, 196, 108, 208), rectangle(98, 198, 106, 206)]
     path = write_map(tmp_path / "a.json", drivable_area=[island, ring])
     for edges in ("published", "centre"):
-        drawn = maps.rasterise(maps.read_expansion(path, edges=edges), NORTH, reach=10.0, cell=0.5)[0]
+        drawn = maps.rasterise(expansions.read_expansion(path, edges=edges), NORTH, reach=10.0, cell=0.5)[0]
         assert drawn[24, 24] == 1, "the island in the hole stays"
         assert drawn[18, 24] == 0
 
@@ -196,7 +198,7 @@ def test_exact_area(tmp_path):
     path = write_map(tmp_path / "a.json", walkway=[[(corners + (100, 200)).tolist()]])
     area = {}
     for edges in ("published", "centre"):
-        drawn = maps.rasterise(maps.read_expansion(path, edges=edges), NORTH, reach=20.0, cell=0.1)
+        drawn = maps.rasterise(expansions.read_expansion(path, edges=edges), NORTH, reach=20.0, cell=0.1)
         area[edges] = drawn[INDEX["walkway"]].sum() * 0.1**2
     first, second = corners[1] - corners[0], corners[2] - corners[0]
     true = abs(first[0] * second[1] - first[1] * second[0]) / 2
@@ -212,7 +214,7 @@ def test_labels_follow_the_augmentation(town, infos, rasters):
         augment = AUGMENT.draw(rng)
         read = rasters.labels(keyframe.token, augment, GRID)
         drawn = maps.rasterise(
-            maps.read_expansion(path), keyframe.global_from_lidar, reach=50.0, cell=0.5, lidar_augment=augment
+            expansions.read_expansion(path), keyframe.global_from_lidar, reach=50.0, cell=0.5, lidar_augment=augment
         )
         differs = read != drawn
         assert differs[:5].mean() < 0.025
@@ -357,8 +359,86 @@ def test_a_bad_map_expansion_is_refused(town, tmp_path, spoil, message):
     assert not (tmp_path / "out").exists(), "all maps are looked at before any is drawn"
 
 
+def change(layer: str, number: int, **values: object):
+    """Change a row of a layer; `...` takes a column out."""
+
+    def spoil(content: dict) -> None:
+        row = content[layer][number]
+        for name, value in values.items():
+            row.pop(name) if value is ... else row.update({name: value})
+
+    return spoil
+
+
+SPOILT = {
+    "node without coordinates": (change("node", 2, x=...), "node node-2 has no coordinates x and y"),
+    "node of words": (change("node", 2, y="200"), "node node-2 has no coordinates"),
+    "node not a number": (change("node", 2, y=float("nan")), "node node-2 has no coordinates"),
+    "node twice": (change("node", 2, token="node-1"), "node holds node-1 twice"),
+    "node without token": (change("node", 2, token=...), "row 2 of node has no token"),
+    "polygon of a lost node": (
+        change("polygon", 0, exterior_node_tokens=["x"]),
+        "polygon polygon-0 names the node 'x'",
+    ),
+    "polygon without outline": (change("polygon", 0, exterior_node_tokens=...), "polygon-0 lacks exterior_node_tokens"),
+    "polygon without holes": (change("polygon", 0, holes=None), "polygon polygon-0 lacks holes"),
+    "hole of nothing": (change("polygon", 0, holes=[None]), "polygon polygon-0 has a hole without node_tokens"),
+    "hole of a lost node": (change("polygon", 0, holes=[{"node_tokens": ["x"]}]), "polygon-0 names the node 'x'"),
+    "area of a lost polygon": (
+        change("drivable_area", 0, polygon_tokens=["x"]),
+        "names the polygon 'x', which is not there",
+    ),
+    "area without polygon": (change("drivable_area", 0, polygon_tokens=None), "lacks polygon_token"),
+    "divider of a lost line": (change("lane_divider", 0, line_token="x"), "lane_divider-0 names the line 'x'"),
+    "divider without line": (change("lane_divider", 0, line_token=...), "lane_divider-0 names the line None"),
+    "line without nodes": (change("line", 0, node_tokens=...), "line line-0 lacks node_tokens"),
+    "line of a number": (change("line", 0, node_tokens=[3]), "line line-0 names the node 3"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_spoilt_row_of_a_map_is_named(tmp_path, name):
+    """In one sentence, the same for maps and doctor."""
+    spoil, words = SPOILT[name]
+    path = write_map(
+        tmp_path / "a.json", drivable_area=[[rectangle(0, 0, 9, 9)]], lane_divider=[[(0.0, 0.0), (9.0, 9.0)]]
+    )
+    content = json.loads(path.read_text())
+    spoil(content)
+    path.write_text(json.dumps(content))
+    for edges in ("published", "centre"):
+        with pytest.raises(InputError) as caught:
+            expansions.read_expansion(path, edges=edges)
+        assert words in str(caught.value)
+    assert expansions.problem(path).startswith("the map expansion is damaged (")
+    assert words in expansions.problem(path)
+    assert expansions.problem(path)[len("the map expansion ") :] in str(caught.value)
+
+
+def test_an_empty_polygon_draws_nothing(tmp_path):
+    path = write_map(tmp_path / "a.json", drivable_area=[[rectangle(0, 0, 9, 9)], [[]]])
+    assert len(expansions.read_expansion(path).shapes["drivable_area"]) == 1
+
+
+def test_a_scene_off_its_map_is_refused(town, tmp_path, infos):
+    """Empty labels would be learned without a word."""
+    for source in (town / "data/maps/expansion").iterdir():
+        path = tmp_path / "maps/expansion" / source.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.loads(source.read_text())
+        for node in content["node"]:
+            node["x"] += 100_000.0
+        path.write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match=r"none of its 3 samples .the first is \w+. sees any class of the map of \w+"
+    ) as caught:
+        maps.build(tmp_path, town / "infos", tmp_path / "out", reach=10.0, progress=False)
+    assert str(caught.value).split(":")[0] in infos.samples["scene"].to_pylist()
+    assert not (tmp_path / "out" / "rasters.npy").exists()
+
+
 def test_version_10_is_newer_than_13(tmp_path):
-    maps.read_expansion(write_map(tmp_path / "a.json", version="1.10"))
+    expansions.read_expansion(write_map(tmp_path / "a.json", version="1.10"))
 
 
 def test_infos_without_location_are_refused(town, infos, tmp_path, monkeypatch):

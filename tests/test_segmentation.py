@@ -20,6 +20,7 @@ from vexkd.batch import collate
 from vexkd.data import infos as info_tools
 from vexkd.data import map_predictions, maps
 from vexkd.data.dataset import loader
+from vexkd.data.expansions import read_expansion
 from vexkd.engine import checkpoint, predict, session, tasks
 from vexkd.engine.train import Pace
 from vexkd.errors import InputError
@@ -130,7 +131,7 @@ def test_labels_follow_the_samples_own_augmentation(desk):
         sample, keyframe = data[key], desk.infos[key[1]]
         augment = sample.lidar_augment.double().numpy()
         assert np.abs(augment - np.eye(4)).max() > 0.05
-        expansion = maps.read_expansion(desk.town / "data/maps/expansion" / f"{keyframe.location}.json")
+        expansion = read_expansion(desk.town / "data/maps/expansion" / f"{keyframe.location}.json")
         drawn = maps.rasterise(expansion, keyframe.global_from_lidar, reach=24.0, cell=1.0, lidar_augment=augment)
         found = sample.maps.numpy()
         assert found.dtype == np.uint8

@@ -185,7 +185,8 @@ def _batches(run: Run, training: Infos) -> None:
     count = drawn if run.data.balance == "cbgs" else len(training)
     if count < run.train.batch:
         raise InputError(
-            f"{run.name}: train.batch: an epoch holds {count} samples, fewer than one batch of {run.train.batch}; lower train.batch."
+            f"{run.name}: train.batch: an epoch holds {count} samples, fewer than one batch of {run.train.batch}; "
+            "lower train.batch."
         )
 
 

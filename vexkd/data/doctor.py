@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from vexkd.data import file_checks, tables
+from vexkd.data import expansions, file_checks, tables
 from vexkd.data import infos as info_tools
 from vexkd.data import manifest as manifests
 from vexkd.data import splits as split_tools
@@ -182,7 +182,7 @@ def _examine_file(root: Path, annotated: dict[str, tuple[np.ndarray, np.ndarray]
     elif file.kind == "png":
         problem = file_checks.png_problem(data)
     elif file.kind == "expansion":
-        problem = file_checks.expansion_problem(data)
+        problem = expansions.problem(root / file.path)
     else:
         problem = "" if data else "the file is empty"
     return Found(file.path, len(data), hashlib.sha256(data).hexdigest(), problem)

@@ -6,7 +6,6 @@ Each check takes the bytes and returns the problem in words, or "" where there i
 from __future__ import annotations
 
 import io
-import json
 import zlib
 
 import numpy as np
@@ -142,13 +141,3 @@ def radar_problem(data: bytes) -> str:
     except (KeyError, ValueError, IndexError):
         return "the PCD header is damaged"
     return "" if len(body) >= needed else f"the file is cut: {len(body)} bytes of points instead of {needed}"
-
-
-def expansion_problem(data: bytes) -> str:
-    """What is wrong with a map expansion file, or ""."""
-    try:
-        version = str(json.loads(data)["version"])
-        old = tuple(int(part) for part in version.split(".")) < (1, 3)
-    except (ValueError, KeyError, TypeError):
-        return "the map expansion is cut or damaged"
-    return f"the map expansion has version {version}, older than 1.3" if old else ""

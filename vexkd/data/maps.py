@@ -8,6 +8,7 @@ axis, rows y and columns x, cell (0, 0) at the minimum. Labels under an augmenta
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Iterator
@@ -17,42 +18,23 @@ from functools import lru_cache
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import shapely
 from tqdm import tqdm
 
 from vexkd import content, geometry, provenance
 from vexkd.data import infos as info_tools
+from vexkd.data.expansions import LINE_WIDTH, Edges, Expansion, checked_digest, read_expansion
 from vexkd.data.indexed import open_indexed
 from vexkd.errors import InputError
 from vexkd.params import MAP_CLASSES as CLASSES
 
 SCHEMA = 1
-LINES = ("road_divider", "lane_divider")
-# Class -> the layers of the map expansion that it unites.
-LAYERS = {name: LINES if name == "divider" else (name,) for name in CLASSES}
-LINE_WIDTH = 1.0  # metres: the two pixels of BEVFusion's rasters at 0.5 m
 MAX_CELLS = 4096  # along a side of a raster; more come of units mixed up
-OLDEST = (1, 3)  # the first map expansion with all the layers
-Edges = Literal["published", "centre"]
 _CHUNK = 64  # samples of one job, and of one part on disk
-
-
-@dataclass(frozen=True)
-class Expansion:
-    """The six classes of one location, in the global frame.
-
-    shapes: class -> shapes; a shape is a list of rings (P, 2): the outline and its holes, or one open line.
-    extents: class -> (M, 4) x0, y0, x1, y1 of each shape. open_lines: are dividers lines (else outlines of their width).
-    """
-
-    shapes: dict[str, list[list[np.ndarray]]]
-    extents: dict[str, np.ndarray]
-    open_lines: bool
 
 
 def build(
@@ -71,7 +53,7 @@ def build(
     reach: metres around the LiDAR, rounded up to whole cells (see `geometry.needed_reach`). cell: side of a cell in metres.
     edges: see `rasterise`. Finished parts stay in `out/.parts` until all is done: a build that was interrupted goes on
     from them. The files do not depend on the number of workers. Raises InputError for a missing, old or damaged map
-    expansion, and for a sample without a location.
+    expansion, for a sample without a location, and for a scene that lies off its map.
     """
     root, out = Path(root), Path(out)
     if not (reach > 0 and cell > 0 and math.isfinite(reach / cell)):
@@ -94,7 +76,7 @@ def build(
         "edges": edges,
         "samples": len(infos),
         "infos": content.Digests().of(Path(infos_dir)),
-        "expansions": {name: _checked_digest(path) for name, path in files.items()},
+        "expansions": {name: checked_digest(path) for name, path in files.items()},
     }
     parts = out / ".parts" / provenance.digest(recipe)
     for old in (out / ".parts").glob("*"):
@@ -104,6 +86,7 @@ def build(
     with tqdm(total=len(infos), desc="maps", unit="sample", disable=None if progress else True) as bar:
         for done in _run([job for job in jobs if not job.part.is_file()], workers, bar, len(infos)):
             bar.update(done)
+    _refuse_empty(jobs, infos, locations)
     rows = np.empty(len(infos), dtype=np.int64)
     rows[np.concatenate([job.rows for job in jobs])] = np.arange(len(infos))
     _join(jobs, (len(infos), len(CLASSES), 2 * half, -(-2 * half // 8)), out)
@@ -193,103 +176,6 @@ class Maps:
                 f"{self.directory} reach {self.reach:g} m: run vexkd maps again with a wider --reach."
             )
         return cells[..., 1], cells[..., 0]
-
-
-# ---- the map expansion
-
-
-def read_expansion(path: Path, *, edges: Edges = "published") -> Expansion:
-    """The classes of one location's map expansion.
-
-    Raises InputError that says what to do if the file is missing, older than 1.3, or damaged.
-    """
-    path = Path(path)
-    content = _checked(path)
-    try:
-        nodes = {node["token"]: (node["x"], node["y"]) for node in content["node"]}
-        polygons = {row["token"]: row for row in content["polygon"]}
-        lines = {row["token"]: row["node_tokens"] for row in content["line"]}
-        shapes: dict[str, list[list[np.ndarray]]] = {}
-        for name, layers in LAYERS.items():
-            shapes[name] = []
-            for layer in layers:
-                for record in content[layer]:
-                    if layer in LINES:
-                        shapes[name] += _line(_ring(lines[record["line_token"]], nodes), edges)
-                        continue
-                    for token in record.get("polygon_tokens") or [record["polygon_token"]]:
-                        shapes[name] += _polygon(polygons[token], nodes, edges)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged (it lacks {error}): {_cure(path)}.") from None
-    extents = {
-        name: np.array([[*shape[0].min(axis=0), *shape[0].max(axis=0)] for shape in found]).reshape(-1, 4)
-        for name, found in shapes.items()
-    }
-    return Expansion(shapes, extents, open_lines=edges == "published")
-
-
-def _checked(path: Path) -> dict[str, Any]:
-    """The file's content, once it is known to be a map expansion of 1.3 or later."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: {_cure(path)}.") from None
-    except (OSError, ValueError):
-        raise InputError(f"{path} is cut or damaged: {_cure(path)}.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a map expansion: {_cure(path)}.")
-    version = str(content.get("version", "1.0"))
-    numbers = tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
-    if numbers < OLDEST:
-        raise InputError(f"{path} is map expansion {version}, older than 1.3: {_cure(path)}.")
-    tables = ("polygon", "line", "node", *(layer for layers in LAYERS.values() for layer in layers))
-    missing = [name for name in tables if not isinstance(content.get(name), list)]
-    if missing:
-        raise InputError(f"{path} is damaged (it lacks {', '.join(missing)}): {_cure(path)}.")
-    return content
-
-
-def _checked_digest(path: Path) -> str:
-    """SHA-256 of a usable map expansion file: all are looked at before the work begins."""
-    _checked(path)
-    return provenance.file_digest(path)
-
-
-def _cure(path: Path) -> str:
-    """What mends a map expansion."""
-    return f"download nuScenes' map expansion 1.3 or later and unpack it so that its files lie in {path.parent}"
-
-
-def _ring(tokens: list[str], nodes: dict[str, tuple[float, float]]) -> np.ndarray:
-    """Points (P, 2) of a list of nodes."""
-    return np.array([nodes[token] for token in tokens], dtype=np.float64).reshape(-1, 2)
-
-
-def _polygon(record: dict[str, Any], nodes: dict[str, tuple[float, float]], edges: Edges) -> list[list[np.ndarray]]:
-    """A polygon as outline and holes; none where it has no area, or crosses itself and the devkit leaves it out too."""
-    outline, *holes = (_ring(t, nodes) for t in (record["exterior_node_tokens"], *_hole_tokens(record)))
-    if len(outline) < 3:
-        return []
-    rings = [outline, *(hole for hole in holes if len(hole) >= 3)]
-    if edges == "published" and not shapely.Polygon(rings[0], rings[1:]).is_valid:
-        return []
-    return [rings]
-
-
-def _hole_tokens(record: dict[str, Any]) -> list[list[str]]:
-    """Nodes of each hole."""
-    return [hole["node_tokens"] for hole in record["holes"]]
-
-
-def _line(points: np.ndarray, edges: Edges) -> list[list[np.ndarray]]:
-    """A line as it is, or as the outline of a band of its width."""
-    if len(points) < 2:
-        return []
-    if edges == "published":
-        return [[points]]
-    band = shapely.buffer(shapely.LineString(points), LINE_WIDTH / 2, cap_style="flat")
-    rings = [(part.exterior, *part.interiors) for part in shapely.get_parts(band) if not part.is_empty]
-    return [[np.asarray(ring.coords)[:-1] for ring in part] for part in rings]
 
 
 # ---- drawing
@@ -460,6 +346,31 @@ def _run(jobs: list[_Job], workers: int, bar: tqdm, total: int) -> Iterator[int]
             raise
 
 
+def _refuse_empty(jobs: list[_Job], infos: info_tools.Infos, locations: list[str]) -> None:
+    """Raises InputError for a scene that lies off its map all along; single samples without any label are logged."""
+    empty = np.concatenate([job.rows[~_part(job).any(axis=(1, 2, 3))] for job in jobs])
+    if not len(empty):
+        return
+    scenes = infos.samples["scene"].to_pylist()
+    for row in empty:
+        place, count = scenes[row], scenes.count(scenes[row])
+        if sum(scenes[other] == place for other in empty) == count:
+            raise InputError(
+                f"{place}: none of its {count} samples (the first is {infos.samples['token'][row].as_py()}) sees any class of "
+                f"the map of {locations[row]}: correct the location in log.json, or the car's place in ego_pose.json."
+            )
+    said = ", ".join(sorted({f"{scenes[row]} ({locations[row]})" for row in empty}))
+    logging.getLogger(__name__).warning("%d of %d samples lie off their map: %s.", len(empty), len(scenes), said)
+
+
+def _part(job: _Job) -> np.ndarray:
+    """The packed rasters of a job, as they were written."""
+    try:
+        return np.load(job.part, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise InputError(f"{job.part} is damaged: remove {job.part.parent} and run vexkd maps again.") from None
+
+
 def _join(jobs: list[_Job], shape: tuple[int, ...], out: Path) -> None:
     """Put the parts into `rasters.npy`, one after the other; an older index, which would not fit, goes first."""
     with provenance.atomic(out / "rasters.npy") as temporary:
@@ -467,7 +378,7 @@ def _join(jobs: list[_Job], shape: tuple[int, ...], out: Path) -> None:
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype("u1")), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(stream, header)
             for job in jobs:
-                part = np.load(job.part, allow_pickle=False)
+                part = _part(job)
                 if part.shape != (len(job.rows), *shape[1:]) or part.dtype != np.uint8:
                     raise InputError(f"{job.part} is damaged: remove {job.part.parent} and run vexkd maps again.")
                 stream.write(part.tobytes())
