@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vexkd import content, provenance
-from vexkd.content import Digests, Product
+from vexkd.content import Digests, Product, Verdicts
 
 OLD = time.time_ns() - 3_600_000_000_000
 
@@ -32,21 +32,21 @@ def test_what_agrees_is_no_older_than_its_inputs():
     beside.write_text("")
     os.utime(beside, ns=(OLD, OLD))
     agrees = Product("it", (Path("output"),), (Path("input"),), lambda: "", (beside,))
-    assert content.settle([agrees], Digests()) == {}
+    assert content.settle([agrees], Digests()) == Verdicts({}, {Path("output")})
     newest = Path("input").stat().st_mtime_ns
     assert [path.stat().st_mtime_ns for path in (Path("output"), beside)] == [newest, newest]
 
 
 def test_what_disagrees_is_named_and_what_records_nothing_is_left_alone():
     os.utime("input")
-    assert content.settle([product("because")], Digests()) == {Path("output"): "because"}
-    assert content.settle([product(None)], Digests()) == {}
+    assert content.settle([product("because")], Digests()) == Verdicts({Path("output"): "because"}, set())
+    assert content.settle([product(None)], Digests()) == Verdicts({}, set())
     assert Path("output").stat().st_mtime_ns == OLD
 
 
 def test_missing_files_are_not_judged():
     Path("output").unlink()
-    assert content.settle([product("because")], Digests()) == {}
+    assert content.settle([product("because")], Digests()) == Verdicts({}, set())
 
 
 def test_a_digest_holds_as_long_as_the_file_is_the_same(monkeypatch):

@@ -248,6 +248,19 @@ def test_a_file_extends_others(tmp_path, raw):
     assert params.parse(loaded.raw).runs == loaded.runs
 
 
+def test_extending_beside_dvc_is_refused(tmp_path, raw):
+    """DVC would say up to date after a change in the lower file."""
+    (tmp_path / "base.yaml").write_text(params.dump(raw))
+    for name in ("params.yaml", "other.yaml"):
+        (tmp_path / name).write_text("extends: [base.yaml]\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    with pytest.raises(
+        InputError, match=r"params\.yaml: extends: DVC reads this file alone.*write their settings into it"
+    ):
+        params.load(tmp_path / "params.yaml")
+    assert params.load(tmp_path / "other.yaml").runs  # none that DVC reads
+
+
 def test_extending_what_is_not_there_is_refused(tmp_path):
     (tmp_path / "params.yaml").write_text("extends: [nowhere.yaml]\n")
     with pytest.raises(InputError, match="extends: there is no file"):

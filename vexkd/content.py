@@ -50,6 +50,7 @@ class Digests:
 
     def __init__(self, memory: Path | None = None) -> None:
         self.memory = memory
+        self.splits: dict[str, str] | None = None  # those of a splits.json that the infos have yet to take over
         self._known: dict[str, list] = {}
         self._changed = False
         if memory is not None and memory.is_file():
@@ -81,6 +82,10 @@ class Digests:
     def tensors(self, path: Path) -> str:
         """SHA-256 of a safetensors file without its header, so without times and machines: equal for equal weights."""
         return self._kept(f"{path}#tensors", path, _tensors_digest)
+
+    def split(self, infos: Path, name: str) -> str | None:
+        """The hash of the samples that a split holds; None for infos of earlier versions and unknown splits."""
+        return (split_digests(infos) if self.splits is None else self.splits).get(name)
 
     def touch(self, path: Path, mtime_ns: int) -> bool:
         """Set a file's time without forgetting its digest; False where this may not be done."""
@@ -127,18 +132,26 @@ def parquet_metadata(path: Path) -> dict[str, str]:
     return {name.decode(): value.decode(errors="replace") for name, value in found.items()}
 
 
-def split_digest(infos: Path, split: str) -> str | None:
-    """The hash of the samples that a split held when the infos were made; None for older infos and unknown splits."""
-    found = parquet_metadata(infos / "samples.parquet").get("vexkd.split_digests")
-    return json.loads(found).get(split) if found else None
+def split_digests(infos: Path) -> dict[str, str]:
+    """The hash of the samples of each split, as the infos record them; empty for infos of earlier versions."""
+    return json.loads(parquet_metadata(infos / "samples.parquet").get("vexkd.split_digests", "{}"))
 
 
-def settle(products: Iterable[Product], digests: Digests) -> dict[Path, str]:
-    """Files that have to be made again although they are there, each with the reason; the others' times are put in order.
+@dataclass(frozen=True)
+class Verdicts:
+    """What was found of the files that are there: stale ones, each with the reason, and those that agree."""
+
+    stale: dict[Path, str]
+    agreed: set[Path]
+
+
+def settle(products: Iterable[Product], digests: Digests) -> Verdicts:
+    """Judge all files that are there, and put the times of those that agree in order.
 
     products: in an order in which each comes after those whose files it reads. Missing files are Snakemake's to see.
     """
     stale: dict[Path, str] = {}
+    agreed: set[Path] = set()
     for product in products:
         if not all(path.exists() for path in product.outputs):
             continue
@@ -148,11 +161,12 @@ def settle(products: Iterable[Product], digests: Digests) -> dict[Path, str]:
         if verdict:
             stale |= dict.fromkeys(product.outputs, verdict)
             continue
+        agreed.update(product.outputs)
         newest = max((path.stat().st_mtime_ns for path in product.inputs if path.is_file()), default=0)
         for path in (*product.outputs, *product.beside):
             if path.exists() and path.stat().st_mtime_ns < newest:
                 digests.touch(path, newest)
-    return stale
+    return Verdicts(stale, agreed)
 
 
 def set_time(path: Path, mtime_ns: int) -> bool:

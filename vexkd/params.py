@@ -587,7 +587,19 @@ def load(path: Path | str = "params.yaml") -> Params:
         raise InputError(
             f"{path}: there is no such settings file; run from the folder that holds it or name it with --params."
         )
-    return parse(_extended(path), str(path))
+    content = _extended(path)
+    if path.name == "params.yaml" and (path.parent / "dvc.yaml").is_file() and _extends(path):
+        raise InputError(
+            f"{path}: extends: DVC reads this file alone, so `dvc repro` beside it would miss what changes in the others; "
+            "write their settings into it, or keep the experiment in a folder without dvc.yaml, as demo/full."
+        )
+    return parse(content, str(path))
+
+
+def _extends(path: Path) -> bool:
+    """Whether a settings file stands on others."""
+    own = _read_yaml(path)
+    return isinstance(own, dict) and bool(own.get("extends"))
 
 
 def _extended(path: Path, above: tuple[Path, ...] = ()) -> Any:

@@ -52,7 +52,7 @@ def _of_data(params: Params, digests: Digests) -> Iterator[Product]:
         yield Product("town", (Path(params.root),), (), judge)
     judge = partial(_judge_manifest, params, shared["data"])
     yield Product("manifest", (MANIFEST,), (SETTINGS / "data.yaml",), judge, (BENCHMARKS / "doctor.tsv",))
-    judge = partial(_judge_infos, params, shared["data"]["version"], digests)
+    judge = partial(_judge_infos, params, digests)
     yield Product("infos", INFOS, (MANIFEST,), judge, (BENCHMARKS / "infos.tsv",))
     if "paste" in shared:
         judge = partial(_judge_paste, shared["paste"], digests)
@@ -85,20 +85,9 @@ def _judge_manifest(params: Params, asked: dict[str, Any]) -> str | None:
     return verdict
 
 
-def _judge_infos(params: Params, version: str, digests: Digests) -> str | None:
-    made = content.parquet_metadata(INFOS[0])
-    if "vexkd.manifest" not in made:
-        return None
-    if made["vexkd.version"] != version:
-        return f"{INFOS[0].parent} is of {made['vexkd.version']}, not of {version}."
-    if made["vexkd.manifest"] and MANIFEST.is_file() and made["vexkd.manifest"] != digests.file(MANIFEST):
-        return f"{INFOS[0].parent} was made from another manifest than {MANIFEST}."
-    custom = Path(params.root) / version / "splits.json"
-    if custom.parent.is_dir():  # absent in a clone without raw data
-        now = digests.file(custom) if custom.is_file() else ""
-        if made.get("vexkd.splits_file") != now:
-            return f"{INFOS[0].parent} was made with another {custom}."
-    return ""
+def _judge_infos(params: Params, digests: Digests) -> str | None:
+    problems = seal.infos_problems(params, ARTIFACTS, digests)
+    return None if problems is None else next(iter(problems), "")
 
 
 def _judge_paste(asked: dict[str, Any], digests: Digests) -> str | None:
@@ -106,7 +95,7 @@ def _judge_paste(asked: dict[str, Any], digests: Digests) -> str | None:
     if "split" not in made:
         return None
     infos = INFOS[0].parent
-    now = {**asked, "infos": digests.of(infos), "samples": content.split_digest(infos, asked["split"])}
+    now = {**asked, "infos": digests.of(infos), "samples": digests.split(infos, asked["split"])}
     differing = [key for key, value in now.items() if value is not None and made.get(key) != value]
     return f"{PASTE[1].parent} was made with other {', '.join(differing)}." if differing else ""
 

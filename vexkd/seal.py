@@ -87,7 +87,7 @@ def check(params: Params, models: Path | str = "models", names: Iterable[str] | 
     `models`. Weights must be there; other files are compared where they are (DVC itself misses what is not).
     """
     models, digests = Path(models), Digests(Path(models).parent / content.MEMORY)
-    problems: list[str] = []
+    problems = infos_problems(params, models.parent / "artifacts", digests) or []
     for name in params.runs if names is None else names:
         run = params.run(name)
         for seed in params.seeds:
@@ -206,6 +206,24 @@ def settings_digests(run: Run) -> set[str]:
     return {provenance.digest(own), provenance.digest(before)}
 
 
+def infos_problems(params: Params, artifacts: Path, digests: Digests) -> list[str] | None:
+    """What the infos record, version, manifest and splits.json, against what is there now; None where they record nothing."""
+    infos, manifest = artifacts / "infos", artifacts / "manifest.parquet"
+    made = content.parquet_metadata(infos / "samples.parquet")
+    if "vexkd.manifest" not in made:
+        return None
+    version = next(iter(params.runs.values())).data.version
+    if made["vexkd.version"] != version:
+        return [f"{infos} are of {made['vexkd.version']}, not of {version}; make them again"]
+    if made["vexkd.manifest"] and manifest.is_file() and made["vexkd.manifest"] != digests.file(manifest):
+        return [f"{infos} were made from another manifest than {manifest}; make them again"]
+    custom = Path(params.root) / version / "splits.json"
+    now = digests.file(custom) if custom.is_file() else ""
+    if custom.parent.is_dir() and digests.splits is None and made.get("vexkd.splits_file", now) != now:
+        return [f"{infos} were made with another {custom} than the present one; run snakemake, which takes it over"]
+    return []
+
+
 def weights_problems(run: Run, seed: int, models: Path, path: str, digests: Digests) -> list[str]:
     """Settings, seed and inputs in the header of one weights file against those of now, a sentence each."""
     file = weights_path(models, run.name, seed)
@@ -230,7 +248,7 @@ def weights_problems(run: Run, seed: int, models: Path, path: str, digests: Dige
             problems.append(f"{run.name}: {file} does not record the {name} it was made from; train it again")
         elif source.exists() and recorded[name] != digests.of(source):
             problems.append(f"{run.name}: {file} was made from another {name} than {source}; train it again")
-    samples = content.split_digest(artifacts / "infos", run.data.train_split)
+    samples = digests.split(artifacts / "infos", run.data.train_split)
     if samples is not None and recorded.get("samples", samples) != samples:
         problems.append(f"{run.name}: {file} was made from other samples of {run.data.train_split}; train it again")
     return problems
@@ -261,7 +279,7 @@ def predictions_problems(
         problems.append(f"{run.name}: {file} was made from other weights than {weights}; predict it again")
     if infos.is_dir() and origin.get("infos") not in (None, digests.of(infos)):
         problems.append(f"{run.name}: {file} was made from other infos than {infos}; predict it again")
-    samples = content.split_digest(infos, run.data.val_split)
+    samples = digests.split(infos, run.data.val_split)
     if samples is not None and origin.get("samples") not in (None, samples):
         problems.append(f"{run.name}: {file} was made from other samples of {run.data.val_split}; predict it again")
     return problems

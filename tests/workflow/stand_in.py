@@ -62,7 +62,9 @@ def synthesize(names: list[str], options: dict) -> None:
     root = Path(names[0])
     if root.is_dir() and any(root.iterdir()):
         sys.exit(f"{root} is not empty")
-    write(root / "v1.0-mini" / "scene.json", sorted(options.items()))
+    rows = [{"token": name, "name": name, "log_token": ""} for name in SCENES]
+    write(root / "v1.0-mini" / "scene.json", json.dumps(rows))
+    write(root / "v1.0-mini" / "log.json", sorted(options.items()))
 
 
 def doctor(names: list[str], options: dict) -> None:
@@ -71,19 +73,20 @@ def doctor(names: list[str], options: dict) -> None:
 
 
 def write_table(path: Path, **metadata: str) -> None:
-    """A Parquet file that says this of itself."""
+    """A Parquet file of a sample a scene that says this of itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = {f"vexkd.{name}": value for name, value in metadata.items()}
-    pq.write_table(pa.table({"none": pa.array([], pa.int8())}).replace_schema_metadata(names), path)
+    columns = {"token": SCENES, "scene": SCENES, "split": [""] * len(SCENES)}
+    pq.write_table(pa.table(columns).replace_schema_metadata(names), path)
 
 
 def infos(names: list[str], options: dict) -> None:
-    """Each split holds one sample: its name, or what splits.json says."""
+    """Each scene holds one sample, named as it is."""
     manifest, out = provenance.file_digest("artifacts/manifest.parquet"), Path(options["out"])
     for name in ("sweeps", "cameras", "boxes"):
         write(out / f"{name}.parquet", name, manifest)
     custom = Path(options["root"]) / options["version"] / "splits.json"
-    known = {name: [name] for name in ("mini_train", "mini_val", "train", "val")}
+    known = {"mini_train": SCENES[:2], "mini_val": SCENES[2:]}
     known |= json.loads(custom.read_text()) if custom.is_file() else {}
     write_table(
         out / "samples.parquet",
@@ -91,13 +94,15 @@ def infos(names: list[str], options: dict) -> None:
         content=provenance.digest(manifest),
         manifest=manifest,
         splits_file=provenance.file_digest(custom) if custom.is_file() else "",
-        split_digests=json.dumps({name: provenance.digest(scenes) for name, scenes in known.items()}),
+        split_digests=json.dumps(
+            {name: provenance.digest([s for s in SCENES if s in scenes]) for name, scenes in known.items()}
+        ),
     )
 
 
 def paste(names: list[str], options: dict) -> None:
     folder, out = Path("artifacts/infos"), Path(options["out"])
-    recipe = {"split": options["split"], "samples": content.split_digest(folder, options["split"])}
+    recipe = {"split": options["split"], "samples": content.split_digests(folder)[options["split"]]}
     recipe |= {"min_points": int(options["min-points"]), "sweeps": int(options["sweeps"])}
     recipe["infos"] = seal.content_digest(folder)
     write(out / "points.npy", *recipe.items())
@@ -140,7 +145,7 @@ def train(names: list[str], options: dict) -> None:
         if (name in sources) != (name in options):
             sys.exit(f"{run.name}: --{name} does not fit the settings")
     recorded = {name: seal.content_digest(path) for name, path in sources.items()}
-    recorded["samples"] = content.split_digest(Path(options["infos"]), run.data.train_split)
+    recorded["samples"] = content.split_digests(Path(options["infos"]))[run.data.train_split]
     metadata = {
         "format": seal.FORMAT,
         "settings": json.dumps(run.training()),
@@ -186,7 +191,7 @@ def predict(names: list[str], options: dict) -> None:
     folder, digests = Path(options["infos"]), content.Digests()
     origin = {"weights": digests.tensors(Path(options["weights"])), "infos": digests.of(folder)}
     meta = {"inference": inference, "made_from": origin}
-    origin["samples"] = content.split_digest(folder, inference["val_split"])
+    origin["samples"] = content.split_digests(folder)[inference["val_split"]]
     if options["out"].endswith(".safetensors"):
         header = json.dumps({"__metadata__": {"vexkd": json.dumps({**meta, "results": results})}}).encode()
         Path(options["out"]).write_bytes(len(header).to_bytes(8, "little") + header)
@@ -259,6 +264,7 @@ def check(names: list[str], options: dict) -> None:
         sys.exit("\n".join(problems))
 
 
+SCENES = ["scene-0061", "scene-0553", "scene-0103", "scene-0916"]
 LARGE = 1_200_000  # above the size up to which Snakemake takes checksums unless told otherwise
 VERBS = {
     f.__name__.replace("_", "-"): f

@@ -100,12 +100,11 @@ def boxes(root: Path, version: str, samples: Samples, lidar: Frames) -> pa.Table
 
 def samples(root: Path, known: Samples, lidar: Frames, written: dict[str, pa.Table]) -> pa.Table:
     """One row a sample, with where its sweeps and boxes stand in the other files."""
-    split_of = {scene: name for name, scenes in reversed(known.splits.items()) for scene in scenes}
     columns: dict[str, Any] = {
         "index": pa.array(np.arange(len(known.tokens)), pa.int32()),
         "token": pa.array(known.tokens, pa.string()),
         "scene": pa.array(known.scenes, pa.string()),
-        "split": pa.array([split_of.get(scene, "") for scene in known.scenes], pa.string()),
+        "split": pa.array(split_names(known.splits, known.scenes), pa.string()),
         "location": pa.array(known.locations, pa.string()),
         "timestamp": pa.array(known.timestamps),
         "lidar_path": pa.array([lidar.paths[i] for i in lidar.key], pa.string()),
@@ -118,6 +117,12 @@ def samples(root: Path, known: Samples, lidar: Frames, written: dict[str, pa.Tab
         columns[f"{kind}_offset"] = np.cumsum(counts) - counts
         columns[f"{kind}_count"] = counts
     return pa.table(columns)
+
+
+def split_names(splits: dict[str, list[str]], scenes: list[str]) -> list[str]:
+    """The first split that holds each of these scenes, "" where none does."""
+    split_of = {scene: name for name, members in reversed(splits.items()) for scene in members}
+    return [split_of.get(scene, "") for scene in scenes]
 
 
 def _lists(matrices: np.ndarray) -> pa.FixedSizeListArray:

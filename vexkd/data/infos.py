@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from vexkd import boxes as box_tools
-from vexkd import provenance
+from vexkd import content, provenance
 from vexkd.data import columns, tables
 from vexkd.data import splits as split_tools
 from vexkd.data.frames import Samples, sensor_data
@@ -186,9 +186,10 @@ def build(
         for name in FILES:
             metadata = {"vexkd.schema": str(SCHEMA), "vexkd.version": version, "vexkd.max_sweeps": str(max_sweeps)}
             if name == "samples":
-                content = _content(written[name].replace_schema_metadata(metadata), digests)
+                apart = written[name].drop_columns("split").replace_schema_metadata(metadata)
+                whole = _content(apart, digests)
                 metadata |= {"vexkd.splits": json.dumps(samples.splits), "vexkd.digests": json.dumps(digests)}
-                metadata |= {"vexkd.content": content, **_origin(root, version, samples, manifest)}
+                metadata |= {"vexkd.content": whole, **_origin(root, version, samples, manifest)}
             digests[name] = _write(written[name], out / f"{name}.parquet", metadata)
         bar.update()
     return Counts(**{name: table.num_rows for name, table in written.items()})
@@ -289,16 +290,50 @@ def _content(samples: pa.Table, digests: dict[str, str]) -> str:
 
 def _origin(root: Path, version: str, samples: Any, manifest: Path | None) -> dict[str, str]:
     """What the infos were made from, for `vexkd.products`: the manifest, splits.json, and which samples each split holds."""
-    members = {
-        split: [t for t, scene in zip(samples.tokens, samples.scenes, strict=True) if scene in names]
-        for split, names in ((split, set(scenes)) for split, scenes in samples.splits.items())
-    }
     custom = root / version / "splits.json"
     return {
         "vexkd.manifest": provenance.file_digest(manifest) if manifest is not None and manifest.is_file() else "",
         "vexkd.splits_file": provenance.file_digest(custom) if custom.is_file() else "",
-        "vexkd.split_digests": json.dumps({name: provenance.digest(tokens) for name, tokens in members.items()}),
+        "vexkd.split_digests": json.dumps(_split_digests(samples.splits, samples.tokens, samples.scenes)),
     }
+
+
+def _split_digests(splits: dict[str, list[str]], tokens: Sequence[str], scenes: Sequence[str]) -> dict[str, str]:
+    """The hash of the samples of each split."""
+    sets = {name: set(members) for name, members in splits.items()}
+    return {
+        name: provenance.digest([token for token, scene in zip(tokens, scenes, strict=True) if scene in members])
+        for name, members in sets.items()
+    }
+
+
+def renew_splits(directory: Path, root: Path, version: str, *, write: bool) -> dict[str, str] | None:
+    """Take over a splits.json that has changed since the infos were made; returns the hash of the samples of each split.
+
+    The rest of the infos stays, so what was made from another split is not outdated. None where nothing changed, without raw
+    data, and for infos that do not record it. write: False only looks. Raises InputError as `splits.read`.
+    """
+    path, custom = directory / "samples.parquet", root / version / "splits.json"
+    recorded = content.parquet_metadata(path)
+    now = provenance.file_digest(custom) if custom.is_file() else ""
+    if not custom.parent.is_dir() or recorded.get("vexkd.splits_file", now) == now:
+        return None
+    samples = pq.read_table(path)
+    scenes = samples["scene"].to_pylist()
+    splits = split_tools.read(root, version, [row["name"] for row in tables.index(root, version, "scene").values()])
+    digests = _split_digests(splits, samples["token"].to_pylist(), scenes)
+    if write:
+        column = pa.array(columns.split_names(splits, scenes), pa.string())
+        samples = samples.set_column(samples.column_names.index("split"), "split", column)
+        before = path.stat()
+        names = {
+            "vexkd.splits": json.dumps(splits),
+            "vexkd.splits_file": now,
+            "vexkd.split_digests": json.dumps(digests),
+        }
+        _write(samples, path, {**recorded, **names})
+        content.set_time(path, before.st_mtime_ns)
+    return digests
 
 
 def _write(table: pa.Table, path: Path, metadata: dict[str, str]) -> str:

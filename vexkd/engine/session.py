@@ -61,7 +61,7 @@ def train(
     with _as_one_job():
         backbone = fetch.local(run)
         inputs = input_hashes(infos=infos, paste=paste, maps=maps, start=start, teacher=teacher, backbone=backbone)
-        if samples := content.split_digest(infos, run.data.train_split):
+        if samples := content.split_digests(infos).get(run.data.train_split):
             inputs["samples"] = samples
         finished = accelerator.is_main_process and checkpoint.is_finished(out, run=run, inputs=inputs, seed=seed)
         if any(processes.anywhere(accelerator, finished)):

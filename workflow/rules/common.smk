@@ -6,8 +6,7 @@ import shlex
 from typing import get_args
 
 from scripts import machine, plan, scheduler, slurm_queue
-from vexkd import seal
-from vexkd import needs
+from vexkd import calls, needs, seal
 from vexkd.errors import InputError
 from vexkd.params import PICTURES, FigureName
 

@@ -1,12 +1,13 @@
 """What this call of Snakemake makes: its frozen settings, and by content what is stale (vexkd/calls.py, vexkd/content.py)."""
 
-from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
 from vexkd import calls, content, products
 from vexkd.calls import Call
+from vexkd.data import infos
 from vexkd.errors import InputError
 
 
@@ -37,19 +38,28 @@ def _before_planning(workflow: Any, call: Call) -> None:
         works = execution is not None and not workflow.dryrun
         try:
             locks = calls.freeze(call, works=works, alone=works and execution.lock)
-            outdated = stale(call)
+            found = judge(call, works=works)
         except InputError as error:
             raise WorkflowError(str(error)) from None
         workflow.globals["call_locks"] = locks  # held until this process ends
         prepare(*arguments, **options)
-        workflow.dag.forcefiles.update(outdated)
+        workflow.dag.forcefiles.update(map(str, found.stale))
+        _forget_other_inputs(workflow, {str(path) for path in found.agreed})
 
     workflow._prepare_dag = prepare_with_settings
 
 
-def stale(call: Call) -> Iterable[str]:
-    """Files to be made again; the times of the others are put in order."""
+def _forget_other_inputs(workflow: Any, agreed: set[str]) -> None:
+    """What agrees by content is not outdated by other names of its inputs that Snakemake remembers, such as those of a root."""
+    changed = workflow.persistence.input_changed
+    workflow.persistence.input_changed = lambda job: [] if agreed.issuperset(map(str, job.output)) else changed(job)
+
+
+def judge(call: Call, *, works: bool) -> content.Verdicts:
+    """Which files are to be made again; the times of the others are put in order. works: a changed splits.json is taken over."""
     digests = content.Digests(content.MEMORY)
+    version = next(iter(call.params.runs.values())).data.version
+    digests.splits = infos.renew_splits(Path("artifacts/infos"), Path(call.params.root), version, write=works)
     found = content.settle(products.of_experiment(call.params, digests), digests)
     digests.save()
-    return [str(path) for path in found]
+    return found
