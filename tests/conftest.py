@@ -52,7 +52,14 @@ def town(tmp_path_factory) -> Path:
     )
     infos.build(base / "data", "v1.0-mini", base / "infos", progress=False)
     paste.build(
-        base / "data", base / "infos", base / "paste", split="mini_train", min_points=5, workers=1, progress=False
+        base / "data",
+        base / "infos",
+        base / "paste",
+        split="mini_train",
+        min_points=5,
+        sweeps=1,
+        workers=1,
+        progress=False,
     )
     return base
 

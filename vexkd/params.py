@@ -689,7 +689,12 @@ def with_inference(run: Run, inference: Path | str) -> Run:
     """The same run with the settings of another inference.yaml."""
     if not Path(inference).is_file():
         raise InputError(f"{inference}: there is no such file; write the runs' settings with `vexkd configure`.")
-    return from_values(run.training(), {"val_split": run.data.val_split, **_read_yaml(inference)}, str(inference))
+    values = _read_yaml(inference)
+    if isinstance(
+        values, dict
+    ):  # those written up to version 0.1 lack the split, which stood with the training settings
+        values = {"val_split": run.data.val_split, **values}
+    return from_values(run.training(), values, str(inference))
 
 
 def _read_yaml(path: Path | str) -> Any:

@@ -175,6 +175,8 @@ def recorded_training(run: Run, metadata: dict[str, str]) -> dict[str, Any]:
 
 def made_otherwise(run: Run, metadata: dict[str, str], seed: int) -> str:
     """In what weights differ from those that a run with a seed would make now, by their header; "" if in nothing."""
+    if (name := (_recorded(metadata, "settings") or {}).get("name", run.name)) != run.name:
+        return f"these are the weights of {name}; pass those of {run.name}"
     if differing := differences(recorded_training(run, metadata), run.training()):
         return f"made with other settings than those of now: {_few(differing)}"
     made = (_recorded(metadata, "provenance") or {}).get("seed", seed)
@@ -196,7 +198,8 @@ def refuse_other_settings(run: Run, configs: Path, seed: int, *, start: Path | N
         asked = settings.read_run(file, file.with_name("inference.yaml"))
         where = f"{weights}: {run.name}: {role} {name}"
         if problem := made_otherwise(asked, header(weights), seed):
-            raise InputError(f"{where}: {problem}; train {name} again.")
+            cure = "" if "pass those" in problem else f"; train {name} again"
+            raise InputError(f"{where}: {problem}{cure}.")
 
 
 def settings_digests(run: Run) -> set[str]:
