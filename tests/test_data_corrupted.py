@@ -190,6 +190,16 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Rows], Rows], str, str]] = {
         "m in the 0.05 s before it; nuScenes counts in metres",
     ),
     "degrees on the globe": ("ego_pose", put(POSE, translation=[1e9, 0, 0]), POSE, "nuScenes counts in metres"),
+    "frame of a lost pose": (
+        *("sample_data", put(SWEEP, ego_pose_token="x"), SWEEP),
+        "names an ego pose that ego_pose.json lacks",
+    ),
+    "pose dated otherwise": (
+        "ego_pose",
+        put(POSE, timestamp=START + 9_000_000),
+        SWEEP,
+        "is of a time 8.95 s from its own",
+    ),
     "pose lost": ("ego_pose", without(POSE), SWEEP, "names an ego pose that ego_pose.json lacks"),
     "pose twice": ("ego_pose", again(POSE), POSE, "its token stands twice"),
     # sample_data
@@ -321,6 +331,12 @@ CORRUPTIONS: dict[str, tuple[str, Callable[[Rows], Rows], str, str]] = {
     "next is unknown": ("sample_annotation", put(CAR, next="x"), CAR, "next names an annotation that is not there"),
     "next is earlier": ("sample_annotation", put(CAR, next="a-scene-0061-car-0"), CAR, "which is not later"),
     "previous is itself": ("sample_annotation", put(CAR, prev=CAR), CAR, "which is not earlier"),
+    "two boxes of one thing": (
+        "sample_annotation",
+        again(CAR, token="x"),
+        "x",
+        f"it and {CAR} are two boxes of one instance",
+    ),
     "annotation twice": (
         "sample_annotation",
         again("a-scene-0103-cat-0"),
@@ -479,6 +495,22 @@ def test_rotations_of_any_length_are_the_devkits(copy, tmp_path):
     boxes = box_tools.from_nuscenes(np.zeros((1, 3)), np.ones((1, 3)), np.array([[2, 0, 0, 1.5]]))
     assert boxes[0, 6] == pytest.approx(expected)
     assert doctor.examine(copy, VERSION, progress=False) == []
+
+
+def test_sizes_in_another_order(tmp_path):
+    """Length before width, as other data sets have it, turns every car by a quarter."""
+    from vexkd.synthetic.tables import synthesize
+
+    root = tmp_path / "town"
+    synthesize(root, scenes=1, samples=4, seed=1, sensors=False, progress=False)
+    path = root / VERSION / "sample_annotation.json"
+    rows = json.loads(path.read_text())
+    info_tools.build(root, VERSION, tmp_path / "infos", progress=False)
+    for row in rows:
+        row["size"] = [row["size"][1], row["size"][0], row["size"][2]]
+    path.write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=r"sample_annotation\.json: size of \d+ cars is not width, length, height"):
+        info_tools.build(root, VERSION, tmp_path / "infos", progress=False)
 
 
 def test_lengths_next_to_one_stay_as_they_are():

@@ -16,6 +16,7 @@ from vexkd import boxes as box_tools
 from vexkd import geometry
 from vexkd.data import rules, tables
 from vexkd.data.frames import Samples
+from vexkd.errors import InputError
 
 # What nuscenes-devkit takes as the attribute of a box (eval/detection/constants.py).
 ATTRIBUTES = (
@@ -102,6 +103,8 @@ class Annotations:
             ),
         )
         sample = np.array(columns["sample"], dtype=np.int64)
+        _check_once(path, tokens, sample, columns["instances"])
+        _check_order(path, sizes[label == box_tools.CLASSES.index("car")])
         links = _links(path, tokens, columns, timestamps[sample] if len(sample) else sample)
         return cls(
             tokens=tokens,
@@ -183,6 +186,24 @@ def _attribute_problem(row: dict[str, Any], attributes: dict[str, str], *, detec
     if detected and len(row["attribute_tokens"]) > 1:
         return f"it has {len(row['attribute_tokens'])} attributes where nuscenes-devkit scores one at most"
     return ""
+
+
+def _check_once(path: Path, tokens: list[str], sample: np.ndarray, instances: list[str]) -> None:
+    """A thing has one box in a sample."""
+    seen: dict[tuple[int, str], int] = {}
+    for i, place in enumerate(zip(sample.tolist(), instances, strict=True)):
+        first = seen.setdefault(place, i)
+        if first != i:
+            raise tables.fault(path, tokens[i], f"it and {tokens[first]} are two boxes of one instance in one sample")
+
+
+def _check_order(path: Path, cars: np.ndarray) -> None:
+    """Sizes (M, 3) of cars are width, length, height: nearly all are longer than wide and high."""
+    if len(cars) >= 20 and (cars.argmax(axis=1) != 1).mean() > 0.9:
+        raise InputError(
+            f"{path}: size of {len(cars)} cars is not width, length, height (the median is "
+            f"{', '.join(f'{v:.3g}' for v in np.median(cars, axis=0))} m): put them in nuScenes' order."
+        )
 
 
 def _rotations(path: Path, tokens: list[str], values: list[Any]) -> np.ndarray:

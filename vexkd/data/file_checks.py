@@ -92,7 +92,10 @@ def _count_problem(
     for row in np.flatnonzero(counts >= least):
         inside = int(box_tools.points_inside(points, boxes[row], margin).sum())
         if 2 * inside < counts[row]:
-            return f"the file is cut: a box holds {inside} points where the table counts {counts[row]}"
+            return (
+                f"a box holds {inside} points where the table counts {counts[row]}: the file is cut, or boxes, poses or "
+                "calibration in the tables are wrong"
+            )
     return ""
 
 

@@ -147,10 +147,10 @@ def _slim(row: dict[str, Any], channel: str, owner: int) -> dict[str, Any]:
     }
 
 
-def _ego_poses(root: Path, version: str, wanted: set[str]) -> dict[str, tuple[list[float], list[float]]]:
-    """Token -> (rotation, translation) of the wanted ego poses."""
+def _ego_poses(root: Path, version: str, wanted: set[str]) -> dict[str, tuple[list[float], list[float], Any]]:
+    """Token -> (rotation, translation, timestamp if it has one) of the wanted ego poses."""
     return {
-        row["token"]: (row["rotation"], row["translation"])
+        row["token"]: (row["rotation"], row["translation"], row.get("timestamp"))
         for row in tables.rows(root, version, "ego_pose")
         if row["token"] in wanted
     }
@@ -159,7 +159,7 @@ def _ego_poses(root: Path, version: str, wanted: set[str]) -> dict[str, tuple[li
 def _frames(
     rows: list[dict[str, Any]],
     calibrations: dict[str, dict[str, Any]],
-    poses: dict[str, tuple[list[float], list[float]]],
+    poses: dict[str, tuple[list[float], list[float], Any]],
     samples: Samples,
     channels: tuple[str, ...],
     folder: Path,
@@ -167,6 +167,9 @@ def _frames(
     """Columns of the rows, and which row is the keyframe of each sample (and channel)."""
     path, tokens = folder / "sample_data.json", [row["token"] for row in rows]
     rules.known(path, tokens, [row["ego"] for row in rows], "ego_pose", poses)
+    times = rules.times(path, tokens, [row["timestamp"] for row in rows])
+    key = _keyframes(path, rows, samples, channels)
+    _check_pose_times(path, rows, [poses[row["ego"]][2] for row in rows])
     used = [calibrations[row["calibration"]] for row in rows]
     named = [row["calibration"] for row in rows]
     ego_from_sensor = _rigids(
@@ -187,7 +190,7 @@ def _frames(
     repeated = [token for token in tokens for _ in range(2)]
     return Frames(
         paths=_filenames(path, rows),
-        timestamps=rules.times(path, tokens, [row["timestamp"] for row in rows]),
+        timestamps=times,
         previous=_previous(path, rows, tokens) if channels == (tables.LIDAR,) else np.full(len(rows), -1),
         ego_from_sensor=ego_from_sensor,
         global_from_ego=global_from_ego,
@@ -195,8 +198,19 @@ def _frames(
         .astype(np.int32)
         .reshape(-1, 2),
         intrinsics=_intrinsics(folder / "calibrated_sensor.json", used),
-        key=_keyframes(path, rows, samples, channels),
+        key=key,
     )
+
+
+def _check_pose_times(path: Path, rows: list[dict[str, Any]], times: list[Any]) -> None:
+    """The ego pose of a frame is of its time, where poses have times (nuScenes' have the very same)."""
+    for row, time in zip(rows, times, strict=True):
+        if type(time) is int and rules.EARLIEST < time < rules.LATEST:
+            off = time - row["timestamp"]
+            if abs(off) > rules.KEYFRAME_SLACK:
+                raise tables.fault(
+                    path, row["token"], f"its ego pose {row['ego']} is of a time {off * 1e-6:.4g} s from its own"
+                )
 
 
 def _rigids(path: Path, tokens: list[str], rotations: list[Any], translations: list[Any], limit: float) -> np.ndarray:

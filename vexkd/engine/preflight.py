@@ -87,6 +87,7 @@ def before_queueing(params: Params) -> list[Check]:
     here = Path.cwd()
     found = [check_files(here), check_clock(here)]
     found += [check_data(params, Path(params.root))] if params.synthetic is None else []
+    found += [check_demands(params, Path(params.root))]
     return [check for check in found if check.status == "error"]
 
 
