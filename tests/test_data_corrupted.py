@@ -433,6 +433,18 @@ def test_other_white_space_is_no_fault(copy, change):
     assert doctor.examine(copy, VERSION, progress=False) == []
 
 
+@pytest.mark.parametrize("name", ["lidarseg", "panoptic"])
+def test_point_labels_that_the_devkit_would_miss(copy, tmp_path, name):
+    """It refuses the whole set when it scores, after all training."""
+    (copy / VERSION / f"{name}.json").write_text('[{"token": "a"}]')
+    assert "category.json: row c-car: it lacks index, which nuscenes-devkit needs" in one_sentence(copy, tmp_path)
+    path = copy / VERSION / "category.json"
+    path.write_text(json.dumps([row | {"index": i} for i, row in enumerate(json.loads(path.read_text()))]))
+    assert f"{name}.json has 1 rows, but {copy / name / VERSION} holds 0 label files" in one_sentence(copy, tmp_path)
+    (copy / VERSION / f"{name}.json").write_text("[")
+    assert f"{name}.json is cut or damaged" in one_sentence(copy, tmp_path)
+
+
 def test_several_damaged_tables_are_named_in_one_go(copy):
     for table in ("log", "visibility", "sample_data"):
         (copy / VERSION / f"{table}.json").write_text("[")

@@ -139,7 +139,16 @@ def test_a_scene_in_both_splits(root, asked):
         check(root, asked(data={"val_split": "mine"}))
     with pytest.raises(InputError, match=r"'other' shares scene-0103 with the training split 'mine'"):
         check(root, asked(data={"train_split": "mine", "val_split": "other"}))
-    check(root, asked(data={"train_split": "mine", "val_split": "mine"}))
+    said = check(root, asked(data={"train_split": "mine", "val_split": "mine"}))
+    assert said[0].endswith(
+        "data.val_split: 'mine' is the training split of centerpoint-det, so the score is of what was learned."
+    )
+    teacher = asked("fusion-det", data={"train_split": "mine"})
+    for place in ("teacher", "start"):
+        with pytest.raises(
+            InputError, match=r"'mini_val' shares scene-0103 with the training split 'mine' of fusion-det"
+        ):
+            check(root, asked(), **{place: teacher})
     check(root, asked(data={"val_split": "other"}))
 
 

@@ -143,6 +143,24 @@ def test_some_blobs_only(tmp_path, caplog):
     assert some.left_out() == "scenes outside mine, images, radar files and camera sweeps"
 
 
+def test_what_a_sensor_file_is_instead_is_said(tmp_path):
+    root = write(tmp_path / "set")
+    contents = {
+        "samples/LIDAR_TOP/*": (
+            b"version https://git-lfs.github.com/spec/v1",
+            "a pointer of git-lfs, not the file itself",
+        ),
+        "samples/CAM_FRONT/*": (b"<html>403</html>", "an HTML or XML page, as a failed download leaves it"),
+        "sweeps/LIDAR_TOP/*": (b"\x1f\x8b" + bytes(30), "a gzip archive, not unpacked"),
+    }
+    for pattern, (content, _) in contents.items():
+        _some(root, pattern).write_bytes(content)
+    problems = _examine(root)
+    assert len(problems) == 3
+    for _, words in contents.values():
+        assert sum(f": the file is {words}" in problem for problem in problems) == 1
+
+
 def covers(manifest: Path) -> dict:
     return json.loads(pq.read_schema(manifest).metadata[b"vexkd.covers"])
 

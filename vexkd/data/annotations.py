@@ -14,7 +14,7 @@ import numpy as np
 
 from vexkd import boxes as box_tools
 from vexkd import geometry
-from vexkd.data import rules, tables
+from vexkd.data import devkit, rules, tables
 from vexkd.data.frames import Samples
 from vexkd.errors import InputError
 
@@ -143,7 +143,9 @@ _ANNOTATION_COLUMNS = (
 def _categories(root: Path, version: str) -> dict[str, str]:
     """Instance -> name of its category; a name that is nearly one of nuScenes' is refused."""
     path = tables.path_of(root, version, "category")
-    category = {token: row["name"] for token, row in tables.index(root, version, "category").items()}
+    rows = tables.index(root, version, "category")
+    devkit.check(root, version, rows)
+    category = {token: row["name"] for token, row in rows.items()}
     for token, name in category.items():
         near = _nearly(name)
         if near:

@@ -20,15 +20,18 @@ from vexkd.params import Run
 
 
 def check_all(runs: Mapping[str, Run], infos: Infos, *, root: Path | None = None) -> list[str]:
-    """`check` for every run, each with its teacher; every sentence once, with the first run that it is said of."""
+    """`check` for every run, each with its teacher and start; every sentence once, with the first run that it is said of."""
     said: dict[str, str] = {}
     for run in runs.values():
-        for sentence in check(run, infos, teacher=runs.get(run.teacher or ""), root=root):
+        before = {"teacher": runs.get(run.teacher or ""), "start": runs.get(run.start or "")}
+        for sentence in check(run, infos, **before, root=root):
             said.setdefault(sentence.partition(": ")[2], sentence)
     return list(said.values())
 
 
-def check(run: Run, infos: Infos, *, teacher: Run | None = None, root: Path | None = None) -> list[str]:
+def check(
+    run: Run, infos: Infos, *, teacher: Run | None = None, start: Run | None = None, root: Path | None = None
+) -> list[str]:
     """What the data give less of than a run asks for, a sentence each.
 
     root: nuScenes' folder, where map expansions are looked for. Raises InputError that names the run and the setting where
@@ -42,7 +45,9 @@ def check(run: Run, infos: Infos, *, teacher: Run | None = None, root: Path | No
             f"{run.name}: sensors: the run or its teacher reads cameras, but {infos.version} has no image of the six; "
             "name lidar alone, or get nuScenes' cameras."
         )
-    said = _sweeps(run, training) if "lidar" in sensors else []
+    learned = {other.name: other for other in (run, teacher, start) if other is not None}
+    said = [sentence for other in learned.values() for sentence in _leaks(run, other, infos)]
+    said += _sweeps(run, training) if "lidar" in sensors else []
     said += _history(run, training)
     if run.task == "detection":
         said += _boxes(run, training) + _scored(run, validation)
@@ -66,15 +71,24 @@ def _splits(run: Run, infos: Infos) -> tuple[Infos, Infos]:
                 f"{run.name}: data.{key}: split {split!r} has scenes in {infos.version}, but no sample; name another split."
             )
         found.append(samples)
-    first, second = named.values()
-    shared = sorted(set(infos.splits[first]) & set(infos.splits[second]))
-    if first != second and shared:
-        raise InputError(
-            f"{run.name}: data.val_split: {second!r} shares {_some(shared)} with the training split {first!r}, "
-            "so its score would be of what was learned by heart; take them out of one (splits.json), or name one split "
-            "for both."
-        )
     return found[0], found[1]
+
+
+def _leaks(run: Run, other: Run, infos: Infos) -> list[str]:
+    """No scene to score on was learned from, by the run or by one that it starts from or is taught by."""
+    first, second = other.data.train_split, run.data.val_split
+    shared = sorted(set(infos.splits.get(first, [])) & set(infos.splits[second]))
+    if first == second:
+        return [
+            f"data.val_split: {second!r} is the training split of {other.name}, so the score is of what was learned."
+        ]
+    if shared:
+        raise InputError(
+            f"{run.name}: data.val_split: {second!r} shares {_some(shared)} with the training split {first!r} of "
+            f"{other.name}, so the score would be of what was learned by heart; take them out of one (splits.json), or name "
+            "one split for both."
+        )
+    return []
 
 
 def _sweeps(run: Run, training: Infos) -> list[str]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from vexkd.data import expansions, file_checks, tables
+from vexkd.data import expansions, file_checks, file_kinds, tables
 from vexkd.data import infos as info_tools
 from vexkd.data import manifest as manifests
 from vexkd.data import splits as split_tools
@@ -185,6 +185,8 @@ def _examine_file(root: Path, annotated: dict[str, tuple[np.ndarray, np.ndarray]
         problem = expansions.problem(root / file.path)
     else:
         problem = "" if data else "the file is empty"
+    other = file_kinds.foreign(data[:4096]) if problem else ""
+    problem = f"the file is {other}" if other else problem
     return Found(file.path, len(data), hashlib.sha256(data).hexdigest(), problem)
 
 

@@ -30,18 +30,24 @@ def seen(path: Path, wanted: str = "[") -> str:
             head = stream.read(4096)
     except OSError:
         return ""
-    for start, words in _STARTS.items():
-        if head.startswith(start):
-            return words
+    if words := foreign(head):
+        return words
     if not head:
         return "cut or damaged (it is empty)"
     if not head.strip(b"\0"):
         return "cut or damaged (it begins with zeros)"
     if head[1:4:2] == b"\0\0" or head[0:3:2] == b"\0\0":
         return "UTF-16 text instead of UTF-8"
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
-        return "an HTML or XML page, as a failed download leaves it"
-    if text.startswith(b"{") and wanted != "{":
+    if head.lstrip().startswith(b"{") and wanted != "{":
         return "a JSON object, or one a line, where nuScenes has one list of rows"
+    return ""
+
+
+def foreign(head: bytes) -> str:
+    """What a file is that begins so, where it is none of nuScenes' files; empty where nothing is known."""
+    for start, words in _STARTS.items():
+        if head.startswith(start):
+            return words
+    if head[:4096].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")):
+        return "an HTML or XML page, as a failed download leaves it"
     return ""
