@@ -374,6 +374,8 @@ SPOILT = {
     "node without coordinates": (change("node", 2, x=...), "node node-2 has no coordinates x and y"),
     "node of words": (change("node", 2, y="200"), "node node-2 has no coordinates"),
     "node not a number": (change("node", 2, y=float("nan")), "node node-2 has no coordinates"),
+    "node beyond all numbers": (change("node", 2, y=10**400), "node node-2 has no coordinates"),
+    "polygon of no node": (change("polygon", 0, exterior_node_tokens=[None]), "polygon polygon-0 names the node None"),
     "node twice": (change("node", 2, token="node-1"), "node holds node-1 twice"),
     "node without token": (change("node", 2, token=...), "row 2 of node has no token"),
     "polygon of a lost node": (

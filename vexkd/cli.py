@@ -116,7 +116,9 @@ def doctor(
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError(f"{root}: {count}, listed above; mend these files and look again.")
-    if coverage.is_whole or quick:
+    if quick:
+        print(f"{root}: every file of {manifest} is there and has its size.")
+    elif coverage.is_whole:
         print(f"{root}: every file that {version} names is there and whole.")
     else:
         print(f"{root}: what was looked at of {version} is there and whole; not looked at: {coverage.left_out()}.")

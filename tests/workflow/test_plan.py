@@ -51,6 +51,15 @@ def test_the_demo_is_planned(place):
     assert place.plan(folder="demo") == expected(params.load(ROOT / "demo" / "params.yaml"))
 
 
+def test_the_doctor_is_asked_for_what_the_runs_read(place):
+    """So that a few of nuScenes' blobs are enough for runs that need no more; infos compare the settings with the data."""
+    out = place.snakemake("-n", "-p", "--directory", "demo", "--", "artifacts/infos/samples.parquet")
+    [doctor] = [line for line in out.splitlines() if "vexkd doctor" in line]
+    assert "--splits mini_train,mini_val --sensors lidar,camera --skip-unused" in doctor
+    [infos] = [line for line in out.splitlines() if "vexkd infos" in line]
+    assert "--params " in infos
+
+
 def test_a_table_needs_its_rows_and_no_more(place):
     settings = params.load(ROOT / "params.yaml")
     students = {settings.run(row).student for row in settings.table("main")} - {None}

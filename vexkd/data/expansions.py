@@ -6,7 +6,6 @@ What is wrong with a file ends in one sentence that names the file, the layer an
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ LAYERS = {name: LINES if name == "divider" else (name,) for name in CLASSES}
 LINE_WIDTH = 1.0  # metres: the two pixels of BEVFusion's rasters at 0.5 m
 OLDEST = (1, 3)  # the first map expansion with all the layers
 Edges = Literal["published", "centre"]
+_FARTHEST = 1e7  # metres from the origin of a map
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _nodes(rows: _Rows) -> dict[str, tuple[float, float]]:
     found = {}
     for row in rows:
         place = row.get("x"), row.get("y")
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in place):
+        if not all(type(v) in (int, float) and abs(v) < _FARTHEST for v in place):
             raise rows.damaged(f"node {row['token']} has no coordinates x and y")
         found[row["token"]] = place
     return found
@@ -160,9 +160,9 @@ def _nodes(rows: _Rows) -> dict[str, tuple[float, float]]:
 def _ring(rows: _Rows, row: dict[str, Any], column: str, nodes: dict[str, tuple[float, float]]) -> np.ndarray:
     """Points (P, 2) of the nodes that a row lists in a column."""
     tokens = rows.column(row, column, list)
-    lost = next((token for token in tokens if not isinstance(token, str) or token not in nodes), None)
-    if lost is not None:
-        raise rows.damaged(f"{rows.layer} {row['token']} names the node {lost!r:.60}, which is not there")
+    for token in tokens:
+        if not isinstance(token, str) or token not in nodes:
+            raise rows.damaged(f"{rows.layer} {row['token']} names the node {token!r:.60}, which is not there")
     return np.array([nodes[token] for token in tokens], dtype=np.float64).reshape(-1, 2)
 
 
