@@ -85,7 +85,7 @@ def test_the_chain_from_pretraining_to_the_distilled_student(desk):
     assert load_file(student).keys() == load_file(baseline).keys()
     header = checkpoint.read_header(student)
     assert header["settings"]["name"] == "centerpoint-det-vexkd"
-    assert set(header["inputs"]) == {"infos", "teacher"}
+    assert set(header["inputs"]) == {"infos", "samples", "teacher"}
     out = desk.path / "predictions.json"
     session.predict(
         student, root=desk.town / "data", infos=desk.town / "infos", out=out, config=desk.config("centerpoint-det-vexkd"),

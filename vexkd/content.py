@@ -132,6 +132,11 @@ def parquet_metadata(path: Path) -> dict[str, str]:
     return {name.decode(): value.decode(errors="replace") for name, value in found.items()}
 
 
+def manifest_digest(path: Path) -> str:
+    """What infos depend on of doctor's manifest: the tables; those of earlier versions count as a whole."""
+    return parquet_metadata(path).get("vexkd.tables") or provenance.file_digest(path)
+
+
 def split_digests(infos: Path) -> dict[str, str]:
     """The hash of the samples of each split, as the infos record them; empty for infos of earlier versions."""
     return json.loads(parquet_metadata(infos / "samples.parquet").get("vexkd.split_digests", "{}"))

@@ -78,11 +78,24 @@ def _same_settings(record: Path, asked: dict[str, Any], apart: tuple[str, ...] =
 def _judge_manifest(params: Params, asked: dict[str, Any]) -> str | None:
     """Made for these data, and of all the files that the runs read."""
     verdict = _same_settings(ARTIFACTS / "data.yaml", asked, ("root",))
-    if verdict == "":
-        covers = json.loads(content.parquet_metadata(MANIFEST).get("vexkd.covers", "{}"))
-        lacking = needs.uncovered(covers, params.runs.values())
-        return f"{MANIFEST} was made without a look at {lacking}." if lacking else ""
-    return verdict
+    lacking = _uncovered(params) if verdict == "" else ""
+    return f"{MANIFEST} was made without a look at {lacking}." if lacking else verdict
+
+
+def _uncovered(params: Params) -> str:
+    """What the runs read that doctor did not look at, in words."""
+    covers = json.loads(content.parquet_metadata(MANIFEST).get("vexkd.covers", "{}"))
+    return needs.uncovered(covers, params.runs.values())
+
+
+def manifest_only_widens(params: Params) -> bool:
+    """Whether doctor has to look at more files of the same data, which changes nothing of infos that stand."""
+    asked = seal.shared_settings(params)["data"]
+    digests = Digests()
+    digests.splits = {}  # a changed splits.json is taken over without making the infos again
+    if not all(path.is_file() for path in (MANIFEST, *INFOS)) or _judge_infos(params, digests) != "":
+        return False
+    return _same_settings(ARTIFACTS / "data.yaml", asked, ("root",)) == "" and bool(_uncovered(params))
 
 
 def _judge_infos(params: Params, digests: Digests) -> str | None:

@@ -218,7 +218,7 @@ def infos_problems(params: Params, artifacts: Path, digests: Digests) -> list[st
     version = next(iter(params.runs.values())).data.version
     if made["vexkd.version"] != version:
         return [f"{infos} are of {made['vexkd.version']}, not of {version}; make them again"]
-    if made["vexkd.manifest"] and manifest.is_file() and made["vexkd.manifest"] != digests.file(manifest):
+    if made["vexkd.manifest"] and manifest.is_file() and made["vexkd.manifest"] != content.manifest_digest(manifest):
         return [f"{infos} were made from another manifest than {manifest}; make them again"]
     custom = Path(params.root) / version / "splits.json"
     now = digests.file(custom) if custom.is_file() else ""

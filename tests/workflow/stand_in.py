@@ -69,7 +69,15 @@ def synthesize(names: list[str], options: dict) -> None:
 
 def doctor(names: list[str], options: dict) -> None:
     tables = sorted(Path(options["root"]).glob("v1.0-*/*.json"))
-    write(options["manifest"], options["version"], digest(*tables))
+    covers = {name: options[name].split(",") if name in options else None for name in ("splits", "sensors")}
+    known = digest(*(table for table in tables if table.name != "splits.json"))
+    write_table(
+        Path(options["manifest"]),
+        version=options["version"],
+        covers=json.dumps(covers),
+        tables=known,
+        all=digest(*tables),
+    )
 
 
 def write_table(path: Path, **metadata: str) -> None:
@@ -82,7 +90,7 @@ def write_table(path: Path, **metadata: str) -> None:
 
 def infos(names: list[str], options: dict) -> None:
     """Each scene holds one sample, named as it is."""
-    manifest, out = provenance.file_digest("artifacts/manifest.parquet"), Path(options["out"])
+    manifest, out = content.manifest_digest(Path("artifacts/manifest.parquet")), Path(options["out"])
     for name in ("sweeps", "cameras", "boxes"):
         write(out / f"{name}.parquet", name, manifest)
     custom = Path(options["root"]) / options["version"] / "splits.json"

@@ -104,6 +104,16 @@ def test_what_a_split_held_is_compared(sealed, split):
     assert not planned(sealed)
 
 
+def test_a_look_at_more_files_outdates_nothing(sealed):
+    """A split that no run has read yet is looked at by doctor; infos and trainings stay."""
+    file = sealed.folder / "data/town/v1.0-mini/splits.json"
+    file.write_text(json.dumps({"third": ["scene-0103"]}))
+    sealed.set("data.val_split", "third")
+    assert planned(sealed) == {"doctor": 1, "predict": 5, "evaluate": 5}
+    sealed.snakemake()
+    assert not planned(sealed)
+
+
 def test_a_paste_database_of_another_split_is_made_again(sealed):
     """As `vexkd paste --split mini_val` by hand leaves it, whatever its time."""
     place = "artifacts/paste"

@@ -292,7 +292,7 @@ def _origin(root: Path, version: str, samples: Any, manifest: Path | None) -> di
     """What the infos were made from, for `vexkd.products`: the manifest, splits.json, and which samples each split holds."""
     custom = root / version / "splits.json"
     return {
-        "vexkd.manifest": provenance.file_digest(manifest) if manifest is not None and manifest.is_file() else "",
+        "vexkd.manifest": content.manifest_digest(manifest) if manifest is not None and manifest.is_file() else "",
         "vexkd.splits_file": provenance.file_digest(custom) if custom.is_file() else "",
         "vexkd.split_digests": json.dumps(_split_digests(samples.splits, samples.tokens, samples.scenes)),
     }

@@ -47,12 +47,19 @@ def write_manifest(
         "vexkd.schema": str(SCHEMA),
         "vexkd.version": version,
         "vexkd.covers": json.dumps(covers or EVERYTHING, sort_keys=True),
+        "vexkd.tables": _tables_digest(version, unique),
         "vexkd.digest": hashlib.sha256(lines.encode()).hexdigest(),
     }
     names, sizes, hashes = ([row[i] for row in unique] for i in range(3))
     table = pa.table({"path": pa.array(names, pa.string()), "bytes": pa.array(sizes, pa.int64()), "sha256": hashes})
     with provenance.atomic(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def _tables_digest(version: str, files: list[tuple[str, int, str]]) -> str:
+    """The hash of the tables among the files: what infos are made from, however many other files were looked at."""
+    tables = {name: sha256 for name, _, sha256 in files if name.startswith(f"{version}/") and name.endswith(".json")}
+    return provenance.digest({name: sha256 for name, sha256 in tables.items() if not name.endswith("/splits.json")})
 
 
 def read_manifest(path: Path) -> tuple[str, dict[str, tuple[int, str]]]:

@@ -46,7 +46,7 @@ rule doctor:
 rule infos:
     input:
         raw_data,
-        manifest="artifacts/manifest.parquet",
+        manifest=manifest_of_infos,
     output:
         INFOS,
     log:
@@ -58,7 +58,7 @@ rule infos:
         version=VERSION,
         settings=FROZEN_PARAMS,
     shell:
-        "vexkd infos --root {params.root} --version {params.version} --manifest {input.manifest} --out artifacts/infos"
+        "vexkd infos --root {params.root} --version {params.version} --manifest artifacts/manifest.parquet --out artifacts/infos"
         " --params {params.settings}"
         " > {log} 2>&1"
 
