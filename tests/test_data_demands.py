@@ -150,6 +150,12 @@ def test_a_scene_in_both_splits(root, asked):
         ):
             check(root, asked(), **{place: teacher})
     check(root, asked(data={"val_split": "other"}))
+    known = info_tools.load(root / "infos")
+    assert demands.check_scoring(asked(data={"val_split": "other"}), known) == []
+    with pytest.raises(
+        InputError, match="'mine' shares scene-0061 with"
+    ):  # as predict asks, where val_split was changed
+        demands.check_scoring(asked(data={"val_split": "mine"}), known)
 
 
 def test_a_split_without_samples(root, asked):

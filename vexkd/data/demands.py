@@ -34,11 +34,11 @@ def check(
 ) -> list[str]:
     """What the data give less of than a run asks for, a sentence each.
 
-    root: nuScenes' folder, where map expansions are looked for. Raises InputError that names the run and the setting where
-    a split is empty, the splits to train and to score on share a scene, or the training split holds no box to learn
-    from, no earlier sweep, no camera or no map at all.
+    teacher, start: the runs that it is taught by and starts from. root: nuScenes' folder, where map expansions are looked
+    for. Raises InputError that names the run and the setting where a split is empty, one of them learned from a scene to
+    score on, or the training split holds no box to learn from, no earlier sweep, no camera or no map at all.
     """
-    training, validation = _splits(run, infos)
+    training, validation = (_split(run, infos, key) for key in ("train_split", "val_split"))
     sensors = sensors_read(run, teacher)
     if "camera" in sensors and not infos.cameras.num_rows:
         raise InputError(
@@ -57,21 +57,24 @@ def check(
     return [f"{run.name}: {sentence}" for sentence in said]
 
 
-def _splits(run: Run, infos: Infos) -> tuple[Infos, Infos]:
-    """The samples to train on and to score on."""
-    named = {"train_split": run.data.train_split, "val_split": run.data.val_split}
-    found = []
-    for key, split in named.items():
-        try:
-            samples = infos.subset(split)
-        except InputError as error:
-            raise InputError(f"{run.name}: data.{key}: {error}") from None
-        if not len(samples):
-            raise InputError(
-                f"{run.name}: data.{key}: split {split!r} has scenes in {infos.version}, but no sample; name another split."
-            )
-        found.append(samples)
-    return found[0], found[1]
+def check_scoring(run: Run, infos: Infos) -> list[str]:
+    """What `check` says of the split to score on, which may be changed after training."""
+    _split(run, infos, "val_split")
+    return [f"{run.name}: {sentence}" for sentence in _leaks(run, run, infos)]
+
+
+def _split(run: Run, infos: Infos, key: str) -> Infos:
+    """The samples of the split that a setting names."""
+    name = getattr(run.data, key)
+    try:
+        samples = infos.subset(name)
+    except InputError as error:
+        raise InputError(f"{run.name}: data.{key}: {error}") from None
+    if not len(samples):
+        raise InputError(
+            f"{run.name}: data.{key}: split {name!r} has scenes in {infos.version}, but no sample; name another split."
+        )
+    return samples
 
 
 def _leaks(run: Run, other: Run, infos: Infos) -> list[str]:

@@ -255,7 +255,9 @@ def predict(
         raise InputError(f"{out}: predictions of a {run.task} run are a {ending} file; name one with --out.")
     if drop is not None:
         model.drop(drop)
-    dataset = tasks.validation_set(run, root=root, infos=load_infos(infos), drop=drop)
+    known = load_infos(infos)
+    said = demands.check_scoring(run, known)
+    dataset = tasks.validation_set(run, root=root, infos=known, drop=drop)
     state = processes.start_processes(device)
     with _as_one_job():
         keys = prediction.scene_batches(
@@ -275,6 +277,7 @@ def predict(
             origin=predicted_from(weights, infos, dataset.infos.tokens()),
         )
         if state.is_main_process:
+            print(*said, sep="\n", end="\n" if said else "")
             print(f"{run.name}: {found} in {len(dataset)} samples -> {out}", flush=True)
 
 
