@@ -5,6 +5,7 @@ Imports of torch, spconv and the devkit wait until a verb needs them, so that `v
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -888,6 +889,9 @@ def tensorboard(
 def main() -> None:
     """Run a verb; bad input ends in one sentence and status 2, what another process holds in 1, a saved stop in 75."""
     status = 2
+    for stream in (sys.stdout, sys.stderr):  # a sign that the locale lacks, such as an arrow, must not end a verb
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = app(sys.argv[1:] or ["--help"], prog_name="vexkd", standalone_mode=False)
     except UsageError as error:

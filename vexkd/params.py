@@ -658,6 +658,8 @@ def parse(raw: Any, path: str = "params.yaml") -> Params:
     defaults = {block: raw[block] for block in _BLOCKS if block in raw}
     runs = {name: _merge(name, kind, row, rows, defaults, path) for name, (kind, row) in rows.items()}
     top = {key: raw.get(key) for key in ("root", "seeds", "synthetic")}
+    if top["root"] and isinstance(top["root"], str):  # as every reader gets it: `~` expanded, no slash at the end
+        top["root"] = str(Path(top["root"]).expanduser())
     named = {key: raw.get(key) or {} for key in ("tables", "reported", "floors", "figures")}
     params = _validate(Params, {"path": path, **top, **named, "runs": runs, "raw": raw}, path)
     _refuse_other_rasters(params)
@@ -700,7 +702,7 @@ def with_inference(run: Run, inference: Path | str) -> Run:
 def _read_yaml(path: Path | str) -> Any:
     """The content of a YAML file that is there."""
     try:
-        return yaml.load(Path(path).read_text(), Loader=_Loader)
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: this is not YAML: {str(error).splitlines()[0]}; mend the file.") from error
 

@@ -59,10 +59,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
 def write_text(path: Path | str, text: str, *, only_if_changed: bool = False) -> bool:
     """Write text atomically; with `only_if_changed`, leave an equal file and its time alone. Returns whether it wrote."""
     path = Path(path)
-    if only_if_changed and path.is_file() and path.read_text() == text:
+    if only_if_changed and path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     with atomic(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return True
 
 
@@ -89,7 +89,9 @@ def commit() -> dict[str, Any]:
     tracked = ["vexkd", "workflow", "pyproject.toml", "constraints.txt"]
 
     def git(*arguments: str) -> str:
-        run = subprocess.run(["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         return run.stdout.strip()
 
     try:
@@ -111,7 +113,7 @@ def hardware() -> dict[str, Any]:
     """CPU model and count, and the GPUs that torch sees when torch is loaded already."""
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break

@@ -26,7 +26,7 @@ def main(verb: str, *arguments: str) -> None:
     names, options = parse(arguments)
     if log := os.environ.get("STAND_IN_CALLS"):
         made = {"train": Path(options.get("out", "")), "predict": Path(options.get("out", "")).parent}
-        with open(log, "a") as stream:
+        with open(log, "a", encoding="utf-8") as stream:
             print(verb, *names, *(made[verb].parts[-2:] if verb in made else []), file=stream)
     VERBS[verb](names, options)
 
@@ -37,6 +37,9 @@ def parse(arguments: tuple[str, ...]) -> tuple[list[str], dict]:
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
+        if word == "--":
+            names += rest
+            break
         if word == "--all":
             options["all"] = True
         elif word == "--seeds":
@@ -51,7 +54,7 @@ def parse(arguments: tuple[str, ...]) -> tuple[list[str], dict]:
 def write(path: str | Path, *content: object) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(str(part) for part in content) + "\n")
+    path.write_text("\n".join(str(part) for part in content) + "\n", encoding="utf-8")
 
 
 def digest(*paths: str | Path) -> str:
@@ -95,7 +98,7 @@ def infos(names: list[str], options: dict) -> None:
         write(out / f"{name}.parquet", name, manifest)
     custom = Path(options["root"]) / options["version"] / "splits.json"
     known = {"mini_train": SCENES[:2], "mini_val": SCENES[2:]}
-    known |= json.loads(custom.read_text()) if custom.is_file() else {}
+    known |= json.loads(custom.read_text(encoding="utf-8")) if custom.is_file() else {}
     write_table(
         out / "samples.parquet",
         version=options["version"],
@@ -176,10 +179,10 @@ def learn(name: str, state: Path, seconds: float) -> str:
     started, asked = time.monotonic(), []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda received, _frame: asked.append(received))
-    step, value = json.loads(state.read_text()) if state.exists() else (0, "")
+    step, value = json.loads(state.read_text(encoding="utf-8")) if state.exists() else (0, "")
     total = int(os.environ.get("STAND_IN_STEPS", "0"))
     while step < total:
-        with open(f"{os.environ['STAND_IN_CALLS']}.steps", "a") as stream:
+        with open(f"{os.environ['STAND_IN_CALLS']}.steps", "a", encoding="utf-8") as stream:
             print(name, step, file=stream)
         time.sleep(float(os.environ.get("STAND_IN_STEP_SECONDS", "0.1")))
         step, value = step + 1, hashlib.sha256(f"{name} {step} {value}".encode()).hexdigest()
@@ -194,7 +197,7 @@ def learn(name: str, state: Path, seconds: float) -> str:
 
 
 def predict(names: list[str], options: dict) -> None:
-    inference = yaml.safe_load(Path(options["inference"]).read_text())
+    inference = yaml.safe_load(Path(options["inference"]).read_text(encoding="utf-8"))
     results = digest(options["weights"], options["inference"])
     folder, digests = Path(options["infos"]), content.Digests()
     origin = {"weights": digests.tensors(Path(options["weights"])), "infos": digests.of(folder)}
@@ -227,7 +230,7 @@ def evaluate(names: list[str], options: dict) -> None:
         },
     }
     write(folder / "metrics.json", json.dumps({"NDS": score}))
-    write(folder / "curve.csv", next(iter(seeds.values())).joinpath("curve.csv").read_text().strip())
+    write(folder / "curve.csv", next(iter(seeds.values())).joinpath("curve.csv").read_text(encoding="utf-8").strip())
     write(folder / "resamples.json", "{}")
     files = {name: provenance.file_digest(folder / name) for name in ("metrics.json", "curve.csv", "resamples.json")}
     made |= {"files": files, "dataset": {"split": run.data.val_split}, "config": run.inference.evaluation}
@@ -236,7 +239,7 @@ def evaluate(names: list[str], options: dict) -> None:
 
 def table(names: list[str], options: dict) -> None:
     rows = params.load(options["params"]).table(names[0])
-    scores = [Path(f"results/runs/{row}/metrics.json").read_text().strip() for row in rows]
+    scores = [Path(f"results/runs/{row}/metrics.json").read_text(encoding="utf-8").strip() for row in rows]
     for end in ("csv", "md", "tex", "provenance.json"):
         write(f"results/tables/{names[0]}.{end}", *zip(rows, scores, strict=True))
 

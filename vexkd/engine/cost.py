@@ -94,7 +94,7 @@ class Probe:
 def load_probe(path: Path) -> Probe:
     """A stored probe; InputError where the file is none."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise ValueError
         models = {key: Measured(**model) for key, model in values.pop("models").items()}

@@ -211,7 +211,7 @@ def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return
 
@@ -229,7 +229,7 @@ def _release() -> None:
 def _peak(device: torch.device) -> tuple[int, int | None]:
     """Peak bytes resident in memory, and allocated on the GPU."""
     gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024, gpu
     return 0, gpu

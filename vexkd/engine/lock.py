@@ -33,7 +33,7 @@ class Lock:
         """Take the lock. Raises InputError where a living process holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         own = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
-        own.write_text(self.owner)
+        own.write_text(self.owner, encoding="utf-8")
         try:
             while not self._link(own):
                 self._remove_dead(own)
@@ -75,7 +75,7 @@ class Lock:
         aside = own.with_name(f"{own.name}.dead")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, aside)
-            if aside.read_text() != holder:  # another process was faster and holds the lock now
+            if aside.read_text(encoding="utf-8") != holder:  # another process was faster and holds the lock now
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)
             aside.unlink()
@@ -108,7 +108,7 @@ class Lock:
 
     def _holder(self) -> str | None:
         try:
-            return self.path.read_text()
+            return self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
 
@@ -123,7 +123,9 @@ def _process() -> dict[str, str | int]:
     """This process: host, pid, when it started, and which kernel and space of process numbers the pid belongs to."""
     machine = ""
     with contextlib.suppress(OSError):
-        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip() + os.readlink(
+            "/proc/self/ns/pid"
+        )
     pid = os.getpid()
     return {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "machine": machine}
 
@@ -131,7 +133,7 @@ def _process() -> dict[str, str | int]:
 def _started(pid: int) -> str:
     """When a process of this machine started, in the kernel's words; empty where there is none (or it is a zombie)."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return "" if not _exists(pid) else "unknown"
     return "" if state in "ZX" else fields[18]

@@ -96,7 +96,7 @@ def _write_boxes(path: Path, results: dict[str, list[dict]], meta: dict[str, Any
 
 
 def _read_boxes(path: Path) -> dict[str, list[dict]]:
-    return json.loads(path.read_text())["results"]
+    return json.loads(path.read_text(encoding="utf-8"))["results"]
 
 
 def _write_maps(path: Path, results: dict[str, np.ndarray], meta: dict[str, Any], run: Run) -> None:

@@ -131,7 +131,7 @@ def check_versions(path: Path, installed: Callable[[str], str] = metadata.versio
             "versions", "warning", f"{path} is not there, so versions are not compared; install from a checkout."
         )
     differing, same = [], 0
-    for name, pinned in _PINNED.findall(path.read_text()):
+    for name, pinned in _PINNED.findall(path.read_text(encoding="utf-8")):
         try:
             found = installed(name)
         except metadata.PackageNotFoundError:
@@ -346,10 +346,10 @@ def check_ring(
         logs = [Path(place) / f"{rank}.log" for rank in range(processes)]
         members = []
         for rank, log in enumerate(logs):
-            with log.open("w") as stream:
+            with log.open("w", encoding="utf-8") as stream:
                 members.append(subprocess.Popen([*command, str(rank)], stdout=stream, stderr=stream, env=variables))
         late = _wait(members, limit)
-        said = [log.read_text(errors="replace").strip().splitlines() or [""] for log in logs]
+        said = [log.read_text(errors="replace", encoding="utf-8").strip().splitlines() or [""] for log in logs]
     cure = {
         "gloo": "name the network interface, for instance GLOO_SOCKET_IFNAME=lo, and see that the host's name resolves",
         "nccl": "look at it with NCCL_DEBUG=INFO; NCCL_SOCKET_IFNAME names the interface",

@@ -96,7 +96,7 @@ class StopRequest:
 def _process_start() -> float:
     """When this process started, by `time.monotonic`: deadlines count the imports too. Now, where the kernel doesn't say."""
     try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError):
         return time.monotonic()

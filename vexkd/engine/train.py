@@ -305,7 +305,7 @@ class Trainer:
 def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
     """The curve as CSV, one line a logged step, columns in the order of their first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with provenance.atomic(path) as temporary, temporary.open("w", newline="") as stream:
+    with provenance.atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         for row in rows:

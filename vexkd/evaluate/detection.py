@@ -241,7 +241,7 @@ def _or_none(value: float) -> float | None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: this is not JSON ({_first_line(error)}); make the file again.") from error
 

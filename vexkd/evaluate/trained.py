@@ -27,7 +27,7 @@ def record(folder: Path) -> dict[str, Any]:
     """provenance.json in the folder of a seed, with `benchmark` where Snakemake left one."""
     path = folder / "provenance.json"
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: this is not JSON ({str(error).rstrip('.')}); make the file again.") from error
     if not isinstance(found, dict):
@@ -40,7 +40,7 @@ def benchmark(path: Path) -> dict[str, float]:
     """The last line of a benchmark file in seconds, bytes and percent; without what Snakemake could not measure."""
     if not path.is_file():
         return {}
-    with path.open(newline="") as stream:
+    with path.open(encoding="utf-8", newline="") as stream:
         lines = list(csv.DictReader(stream, delimiter="\t"))
     found = {}
     for column, (key, unit) in _COLUMNS.items():

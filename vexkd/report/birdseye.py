@@ -76,7 +76,7 @@ def read_predictions(run: str, models: Path, seed: int) -> dict[str, list[dict[s
     if not path.is_file():
         raise InputError(f"{path}: there is no such prediction file; make it with 'vexkd predict' for run {run}.")
     try:
-        found = json.loads(path.read_text())["results"]
+        found = json.loads(path.read_text(encoding="utf-8"))["results"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: this is not a nuScenes submission file; predict again.") from None
     if not found:

@@ -92,7 +92,7 @@ def update(page: Path, summaries: list[dict[str, Any]], *, published: tuple[Publ
     A summary holds what `Summary.values` gives, `runs` (all that deploy this model, its own first) and `teaching`
     ({distilled run: parameters that exist in training alone}).
     """
-    text = page.read_text() if page.is_file() else f"# Models\n\n{BEGIN}\n{END}\n"
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# Models\n\n{BEGIN}\n{END}\n"
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

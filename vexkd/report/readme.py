@@ -20,7 +20,7 @@ def update(readme: Path, *, results: Path, check: bool = False) -> bool:
     readme = Path(readme)
     if not readme.is_file():
         raise InputError(f"{readme}: there is no such file; name the Markdown file that holds the table markers.")
-    old = readme.read_text()
+    old = readme.read_text(encoding="utf-8")
     new, position = "", 0
     while begin := _BEGIN.search(old, position):
         name = begin[1]
@@ -30,7 +30,7 @@ def update(readme: Path, *, results: Path, check: bool = False) -> bool:
         table = Path(results) / "tables" / f"{name}.md"
         if not table.is_file():
             raise InputError(f"{table}: there is no such table; make it with 'snakemake --cores all table_{name}'.")
-        new += old[position : begin.end()] + "\n\n" + table.read_text().strip() + "\n\n"
+        new += old[position : begin.end()] + "\n\n" + table.read_text(encoding="utf-8").strip() + "\n\n"
         position = end
     new += old[position:]
     if new != old and not check:

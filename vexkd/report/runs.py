@@ -76,7 +76,7 @@ def _file(run: str, results: Path, name: str) -> Path:
 def _json(run: str, results: Path, name: str) -> dict[str, Any]:
     path = _file(run, results, name)
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no text
         raise InputError(f"{path}: this is not JSON ({error}); delete it and evaluate the run again.") from None
     if not isinstance(found, dict):

@@ -142,7 +142,7 @@ def preparation(places: Places) -> list[str]:
 def _scores(metrics: Path) -> str:
     """mAP and NDS, or mIoU, of metrics.json, means over the seeds; nothing where they are not to be found."""
     try:
-        values = json.loads(metrics.read_text())
+        values = json.loads(metrics.read_text(encoding="utf-8"))
         return ", ".join(f"{name} {100 * values[name]:.1f}" for name in ("mAP", "NDS", "mIoU") if name in values)
     except (ValueError, KeyError, TypeError):
         return ""
@@ -221,7 +221,7 @@ class Job:
     def _holder(self) -> str:
         """Host and process that train this run, as its lock names them; empty where there is no lock."""
         try:
-            holder = json.loads((self.folder / "lock").read_text()) if self.folder else {}
+            holder = json.loads((self.folder / "lock").read_text(encoding="utf-8")) if self.folder else {}
             return f"{holder['host']}:{holder['pid']}"
         except (OSError, ValueError, KeyError, TypeError):
             return ""

@@ -495,7 +495,7 @@ def write_map(job: tuple[Path, int, str, list[int]]) -> None:
     for town, place in towns:
         expansion.add_town(town, place)
     path = root / "maps" / "expansion" / f"{location}.json"
-    path.write_text(json.dumps(expansion.content))
+    path.write_text(json.dumps(expansion.content), encoding="utf-8")
     width, height = (
         round((max(v) + PITCH / 2) * MASK_SCALE) for v in zip(*((p.x, p.y) for _, p in towns), strict=True)
     )
@@ -556,7 +556,7 @@ def _in_order(function: Callable, jobs: list, pool: ProcessPoolExecutor | None) 
 
 def _write_tables(folder: Path, fixed: dict[str, list[dict]], scenes: Iterable[dict[str, str]]) -> None:
     """Stream the scenes' rows into the tables."""
-    files = {name: (folder / f"{name}.json").open("w") for name in TABLES}
+    files = {name: (folder / f"{name}.json").open("w", encoding="utf-8") for name in TABLES}
     try:
         empty = dict.fromkeys(TABLES, True)
         first = {name: ",\n".join(map(json.dumps, rows)) for name, rows in fixed.items()}

@@ -137,9 +137,9 @@ def teacher_of(wildcards):
 
 
 def given(options):
-    """Options as they stand in a command; those without a value are left out."""
+    """Options as they stand in a command, quoted for the shell; those without a value are left out."""
     return " ".join(
-        f"{option} {value}"
+        f"{option} {shlex.quote(str(value))}"
         for option, value in options.items()
         if value not in ("", None)
     )

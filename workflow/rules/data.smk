@@ -15,10 +15,10 @@ if SETTINGS.synthetic:
             settings=FROZEN_SETTINGS,
             town=SETTINGS.synthetic,
         shell:
-            "vexkd synthesize {output.root} --scenes {params.town.scenes} --samples {params.town.samples}"
+            "vexkd synthesize --scenes {params.town.scenes} --samples {params.town.samples}"
             " --seed {params.town.seed} --width {params.town.image_size[0]} --height {params.town.image_size[1]}"
             " --beams {params.town.beams} --azimuths {params.town.azimuths} --sweeps {params.town.sweeps_per_sample}"
-            " --workers {threads} > {log} 2>&1 && cp {params.settings}/town.yaml {output.root}/town.yaml"
+            " --workers {threads} -- {output.root:q} > {log:q} 2>&1 && cp -- {params.settings:q}/town.yaml {output.root:q}/town.yaml"
 
 
 rule doctor:
@@ -38,9 +38,9 @@ rule doctor:
         version=VERSION,
         needed=needed_files,
     shell:
-        "vexkd doctor --root {params.root} --version {params.version} --manifest {output.manifest}"
+        "vexkd doctor --root {params.root:q} --version {params.version:q} --manifest {output.manifest:q}"
         " --splits {params.needed[splits]:q} --sensors {params.needed[sensors]:q} --skip-unused"
-        " --workers {threads} > {log} 2>&1 && cp {params.settings}/data.yaml artifacts/data.yaml"
+        " --workers {threads} > {log:q} 2>&1 && cp {params.settings:q}/data.yaml artifacts/data.yaml"
 
 
 rule infos:
@@ -58,9 +58,9 @@ rule infos:
         version=VERSION,
         settings=FROZEN_PARAMS,
     shell:
-        "vexkd infos --root {params.root} --version {params.version} --manifest artifacts/manifest.parquet --out artifacts/infos"
-        " --params {params.settings}"
-        " > {log} 2>&1"
+        "vexkd infos --root {params.root:q} --version {params.version:q} --manifest artifacts/manifest.parquet --out artifacts/infos"
+        " --params {params.settings:q}"
+        " > {log:q} 2>&1"
 
 
 rule paste:
@@ -81,9 +81,9 @@ rule paste:
         root=SETTINGS.root,
         settings=paste_settings,
     shell:
-        "vexkd paste --root {params.root} --infos artifacts/infos --out artifacts/paste"
-        " --split {params.settings[split]} --min-points {params.settings[min_points]}"
-        " --sweeps {params.settings[sweeps]} --workers {threads} > {log} 2>&1"
+        "vexkd paste --root {params.root:q} --infos artifacts/infos --out artifacts/paste"
+        " --split {params.settings[split]:q} --min-points {params.settings[min_points]}"
+        " --sweeps {params.settings[sweeps]} --workers {threads} > {log:q} 2>&1"
 
 
 rule maps:
@@ -103,9 +103,9 @@ rule maps:
         root=SETTINGS.root,
         settings=map_settings,
     shell:
-        "vexkd maps --root {params.root} --infos artifacts/infos --out artifacts/maps"
+        "vexkd maps --root {params.root:q} --infos artifacts/infos --out artifacts/maps"
         " --reach {params.settings[reach]} --cell {params.settings[cell]} --edges {params.settings[edges]}"
-        " --workers {threads} > {log} 2>&1"
+        " --workers {threads} > {log:q} 2>&1"
 
 
 # On the machine where snakemake runs, which has a network; or the user puts the file there.
@@ -123,7 +123,7 @@ if BACKBONES:
             settings=FROZEN_PARAMS,
             run=first_with_backbone,
         shell:
-            "vexkd fetch-weights {params.run} --params {params.settings} > {log} 2>&1"
+            "vexkd fetch-weights {params.run:q} --params {params.settings:q} > {log:q} 2>&1"
 
 
 rule prepare:

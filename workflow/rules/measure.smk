@@ -24,9 +24,9 @@ rule predict_without:
         vexkd=processes,
         more=predict_options,
     shell:
-        "exec {params.attempt} {resources.attempt} {log} {params.vexkd} predict --weights {input.weights}"
-        " --drop {wildcards.sensor} --config {params.runs}/{wildcards.run}/config.yaml"
-        " --inference {params.runs}/{wildcards.run}/inference.yaml --root {params.root} --infos artifacts/infos --out {output.predictions} {params.more}"
+        "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} predict --weights {input.weights:q}"
+        " --drop {wildcards.sensor:q} --config {params.runs:q}/{wildcards.run:q}/config.yaml"
+        " --inference {params.runs:q}/{wildcards.run:q}/inference.yaml --root {params.root:q} --infos artifacts/infos --out {output.predictions:q} {params.more}"
 
 
 rule evaluate_without:
@@ -47,8 +47,8 @@ rule evaluate_without:
         root=SETTINGS.root,
         seeds=seed_options,
     shell:
-        "vexkd evaluate {wildcards.run} --without {wildcards.sensor} --models models --results results"
-        " --settings {params.runs} --root {params.root} {params.seeds} > {log} 2>&1"
+        "vexkd evaluate {wildcards.run:q} --without {wildcards.sensor:q} --models models --results results"
+        " --settings {params.runs:q} --root {params.root:q} {params.seeds} > {log:q} 2>&1"
 
 
 # What a distilled student and its models make of one keyframe. The masks it reads, masks.safetensors, lie beside the weights
@@ -66,8 +66,8 @@ rule inspect:
         root=SETTINGS.root,
         seed=SETTINGS.seeds[0],
     shell:
-        "vexkd inspect {wildcards.run} --models models --seed {params.seed} --root {params.root}"
-        " --infos artifacts/infos --threads {threads} > {log} 2>&1"
+        "vexkd inspect {wildcards.run:q} --models models --seed {params.seed:q} --root {params.root:q}"
+        " --infos artifacts/infos --threads {threads} > {log:q} 2>&1"
 
 
 # Alone on the machine where it can be: other jobs would be in the time measured.
@@ -86,5 +86,5 @@ rule latency:
         root=SETTINGS.root,
         seed=SETTINGS.seeds[0],
     shell:
-        "vexkd latency {wildcards.run} --params {params.settings} --results results --models models"
-        " --seed {params.seed} --root {params.root} --infos artifacts/infos --threads {threads} > {log} 2>&1"
+        "vexkd latency {wildcards.run:q} --params {params.settings:q} --results results --models models"
+        " --seed {params.seed:q} --root {params.root:q} --infos artifacts/infos --threads {threads} > {log:q} 2>&1"

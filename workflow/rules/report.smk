@@ -21,7 +21,7 @@ rule table:
     params:
         settings=FROZEN_PARAMS,
     shell:
-        "vexkd table {wildcards.table} --params {params.settings} --results results > {log} 2>&1"
+        "vexkd table {wildcards.table:q} --params {params.settings:q} --results results > {log:q} 2>&1"
 
 
 rule distillation:
@@ -40,7 +40,7 @@ rule distillation:
     params:
         settings=FROZEN_PARAMS,
     shell:
-        "vexkd figure distillation --params {params.settings} --results results > {log} 2>&1"
+        "vexkd figure distillation --params {params.settings:q} --results results > {log:q} 2>&1"
 
 
 rule curves:
@@ -59,7 +59,7 @@ rule curves:
     params:
         settings=FROZEN_PARAMS,
     shell:
-        "vexkd figure curves --params {params.settings} --results results > {log} 2>&1"
+        "vexkd figure curves --params {params.settings:q} --results results > {log:q} 2>&1"
 
 
 rule birdseye:
@@ -81,8 +81,8 @@ rule birdseye:
         root=SETTINGS.root,
         seed=SETTINGS.seeds[0],
     shell:
-        "vexkd figure birdseye {wildcards.run} --results results --models models --root {params.root}"
-        " --infos artifacts/infos --seed {params.seed} > {log} 2>&1"
+        "vexkd figure birdseye {wildcards.run:q} --results results --models models --root {params.root:q}"
+        " --infos artifacts/infos --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule map_figure:
@@ -106,8 +106,8 @@ rule map_figure:
         root=SETTINGS.root,
         seed=SETTINGS.seeds[0],
     shell:
-        "vexkd figure maps {wildcards.run} --results results --models models --root {params.root}"
-        " --infos artifacts/infos --maps artifacts/maps --seed {params.seed} > {log} 2>&1"
+        "vexkd figure maps {wildcards.run:q} --results results --models models --root {params.root:q}"
+        " --infos artifacts/infos --maps artifacts/maps --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule chart:
@@ -129,7 +129,7 @@ rule chart:
     params:
         settings=FROZEN_PARAMS,
     shell:
-        "vexkd figure chart {wildcards.chart} --params {params.settings} --results results > {log} 2>&1"
+        "vexkd figure chart {wildcards.chart:q} --params {params.settings:q} --results results > {log:q} 2>&1"
 
 
 rule camera:
@@ -152,8 +152,8 @@ rule camera:
         seed=SETTINGS.seeds[0],
         student=student_of,
     shell:
-        "vexkd figure camera {wildcards.run} --student {params.student} --results results --models models"
-        " --root {params.root} --infos artifacts/infos --seed {params.seed} > {log} 2>&1"
+        "vexkd figure camera {wildcards.run:q} --student {params.student:q} --results results --models models"
+        " --root {params.root:q} --infos artifacts/infos --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule errors:
@@ -176,8 +176,8 @@ rule errors:
         seed=SETTINGS.seeds[0],
         student=student_of,
     shell:
-        "vexkd figure errors {wildcards.run} --student {params.student} --results results --models models"
-        " --root {params.root} --infos artifacts/infos --seed {params.seed} > {log} 2>&1"
+        "vexkd figure errors {wildcards.run:q} --student {params.student:q} --results results --models models"
+        " --root {params.root:q} --infos artifacts/infos --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule energy:
@@ -199,8 +199,8 @@ rule energy:
         root=SETTINGS.root,
         seed=SETTINGS.seeds[0],
     shell:
-        "vexkd figure energy {wildcards.run} --results results --models models --root {params.root}"
-        " --infos artifacts/infos --seed {params.seed} > {log} 2>&1"
+        "vexkd figure energy {wildcards.run:q} --results results --models models --root {params.root:q}"
+        " --infos artifacts/infos --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule masks:
@@ -224,8 +224,8 @@ rule masks:
         seed=SETTINGS.seeds[0],
         more=mask_options,
     shell:
-        "vexkd figure masks {wildcards.run} --results results --models models --root {params.root}"
-        " --infos artifacts/infos {params.more} --seed {params.seed} > {log} 2>&1"
+        "vexkd figure masks {wildcards.run:q} --results results --models models --root {params.root:q}"
+        " --infos artifacts/infos {params.more} --seed {params.seed:q} > {log:q} 2>&1"
 
 
 rule report_page:
@@ -244,7 +244,7 @@ rule report_page:
     params:
         settings=FROZEN_PARAMS,
     shell:
-        "vexkd page --params {params.settings} --results results > {log} 2>&1"
+        "vexkd page --params {params.settings:q} --results results > {log:q} 2>&1"
 
 
 rule summary:
@@ -257,7 +257,7 @@ rule summary:
     params:
         settings=FROZEN_PARAMS,
     shell:
-        "vexkd summary {wildcards.run} --params {params.settings} --json {output} > {log} 2>&1"
+        "vexkd summary {wildcards.run:q} --params {params.settings:q} --json {output:q} > {log:q} 2>&1"
 
 
 # `update`: the page's prose stays, only what is between its markers is made.
@@ -271,7 +271,7 @@ rule models_doc:
     params:
         settings=FROZEN_PARAMS,
     shell:
-        "vexkd summary --all --params {params.settings} --markdown {output} > {log} 2>&1"
+        "vexkd summary --all --params {params.settings:q} --markdown {output:q} > {log:q} 2>&1"
 
 
 rule tables:

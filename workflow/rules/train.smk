@@ -33,10 +33,10 @@ rule train:
         more=train_options,
         pace=train_pace,
     shell:
-        "exec {params.attempt} {resources.attempt} {log} {params.vexkd} train"
-        " --config {params.runs}/{wildcards.run}/config.yaml"
-        " --seed {wildcards.seed} --root {params.root} --infos artifacts/infos {params.more}"
-        " --out models/{wildcards.run}/seed{wildcards.seed} --scratch scratch {params.pace}"
+        "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} train"
+        " --config {params.runs:q}/{wildcards.run:q}/config.yaml"
+        " --seed {wildcards.seed:q} --root {params.root:q} --infos artifacts/infos {params.more}"
+        " --out models/{wildcards.run:q}/seed{wildcards.seed:q} --scratch scratch {params.pace}"
 
 
 rule predict:
@@ -62,9 +62,9 @@ rule predict:
         vexkd=processes,
         more=predict_options,
     shell:
-        "exec {params.attempt} {resources.attempt} {log} {params.vexkd} predict --weights {input.weights}"
-        " --config {params.runs}/{wildcards.run}/config.yaml --inference {params.runs}/{wildcards.run}/inference.yaml"
-        " --root {params.root} --infos artifacts/infos --out {output.predictions} {params.more}"
+        "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} predict --weights {input.weights:q}"
+        " --config {params.runs:q}/{wildcards.run:q}/config.yaml --inference {params.runs:q}/{wildcards.run:q}/inference.yaml"
+        " --root {params.root:q} --infos artifacts/infos --out {output.predictions:q} {params.more}"
 
 
 rule evaluate:
@@ -91,5 +91,5 @@ rule evaluate:
         root=SETTINGS.root,
         seeds=seed_options,
     shell:
-        "vexkd evaluate {wildcards.run} --models models --results results --settings {params.runs}"
-        " --root {params.root} {params.seeds} > {log} 2>&1"
+        "vexkd evaluate {wildcards.run:q} --models models --results results --settings {params.runs:q}"
+        " --root {params.root:q} {params.seeds} > {log:q} 2>&1"

@@ -31,13 +31,15 @@ def main(number: int, log: Path, command: list[str]) -> int:
     if number == 1:
         refusal.unlink(missing_ok=True)
     elif refusal.exists():
-        log.write_text(refusal.read_text())
+        log.write_text(refusal.read_text(encoding="utf-8"), encoding="utf-8")
         return REFUSED
-    with place.with_name(f"{place.name}.lock").open("a") as lock:
+    with place.with_name(f"{place.name}.lock").open("a", encoding="utf-8") as lock:
         if not alone(lock):
-            log.write_text(f"vexkd: {place.name}: another job still works on this; wait for it or end it.\n")
+            log.write_text(
+                f"vexkd: {place.name}: another job still works on this; wait for it or end it.\n", encoding="utf-8"
+            )
             return 1
-        with log.open("w") as stream:
+        with log.open("w", encoding="utf-8") as stream:
             status = run(command, stream)
     if status:
         keep(log, place.with_name(f"{place.name}.log"), number, status)
@@ -79,9 +81,9 @@ def run(command: list[str], stream) -> int:
 
 def keep(log: Path, history: Path, number: int, status: int) -> None:
     """Snakemake removes a job's log before each attempt: those of failed ones are gathered here."""
-    with history.open("a") as stream:
+    with history.open("a", encoding="utf-8") as stream:
         print(f"--- attempt {number}, {time.strftime('%Y-%m-%d %H:%M:%S')}, status {status}", file=stream)
-        stream.write(log.read_text(errors="replace"))
+        stream.write(log.read_text(encoding="utf-8", errors="replace"))
 
 
 if __name__ == "__main__":

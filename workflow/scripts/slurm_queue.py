@@ -35,7 +35,7 @@ def left_running() -> list[tuple[str, str]]:
     columns = ",".join(f"{name}:{width}" for name, width in fields.items())
     command = ["squeue", "--me", "--noheader", f"--Format={columns}"]
     try:
-        out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, encoding="utf-8").stdout
     except (OSError, subprocess.SubprocessError):
         return []  # what is wrong with the queue, the executor will say
     logs, own = str(Path(".snakemake/slurm_logs").resolve()), os.environ.get("SLURM_JOB_ID")

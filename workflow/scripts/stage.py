@@ -21,7 +21,7 @@ def snakemake(*targets: str, options: tuple[str, ...] = (), quiet: bool = False)
     environment = {**os.environ, "SNAKEMAKE_PROFILE": os.environ.get("SNAKEMAKE_PROFILE") or "local"}
     command = [sys.executable, "-m", "snakemake", *options, "--", *targets]
     heard = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if quiet else {}
-    return subprocess.run(command, env=environment, check=True, text=True, **heard).stdout or ""
+    return subprocess.run(command, env=environment, check=True, text=True, **heard, encoding="utf-8").stdout or ""
 
 
 def make(target: str) -> None:
@@ -41,9 +41,9 @@ def refuse_unmade() -> None:
 
 
 def main(target: str) -> None:
-    before = PARAMS.read_text()
+    before = PARAMS.read_text(encoding="utf-8")
     make(target)
-    if PARAMS.read_text() != before:
+    if PARAMS.read_text(encoding="utf-8") != before:
         raise InputError(f"{PARAMS} changed while this ran, so nothing is recorded; run `dvc repro` again.")
     problems = seal.check(params.load(PARAMS)) if target == "all" else []
     if problems:
