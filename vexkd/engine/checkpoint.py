@@ -202,7 +202,7 @@ def require_writable(folder: Path) -> None:
     """Try that files can be written to a folder, which need not be there yet: before hours of training, not after them."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with writing(folder):
-        tempfile.TemporaryFile(dir=there, encoding="utf-8").close()
+        tempfile.TemporaryFile(dir=there).close()
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
