@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ import pytest
 from test_data_tiny import VERSION, real_keyframe, write
 
 from vexkd import boxes as box_tools
-from vexkd import geometry
+from vexkd import content, geometry, provenance
+from vexkd.content import Digests
 from vexkd.data import infos as info_tools
 from vexkd.data import tables
 from vexkd.data.annotations import Annotations
@@ -273,3 +275,27 @@ def test_real_keyframe_projects_as_the_devkit(real):
         if seen.sum() == theirs.shape[1]:
             assert np.abs(pixels[seen] - theirs[:2].T).max() < 0.5
         assert os.path.samefile(nusc.get_sample_data_path(data[channel]), root / keyframe.camera_paths[i])
+
+
+def test_a_changed_splits_file_is_taken_over_as_if_made_anew(town, tmp_path):
+    """What was made from the rest of the infos keeps its record of them."""
+    root, out = tmp_path / "data", tmp_path / "infos"
+    shutil.copytree(town / "data" / "v1.0-mini", root / "v1.0-mini")
+    (root / "samples").symlink_to(town / "data" / "samples")
+    (root / "sweeps").symlink_to(town / "data" / "sweeps")
+    info_tools.build(root, "v1.0-mini", out, progress=False)
+    before, identity = (out / "samples.parquet").stat(), Digests().of(out)
+    assert info_tools.renew_splits(out, root, "v1.0-mini", write=True) is None
+    scenes = [row["name"] for row in json.loads((root / "v1.0-mini/scene.json").read_text())]
+    (root / "v1.0-mini/splits.json").write_text(json.dumps({"mine": scenes[:1]}))
+    looked = info_tools.renew_splits(out, root, "v1.0-mini", write=False)
+    assert "mine" not in info_tools.load(out).splits
+    assert info_tools.renew_splits(out, root, "v1.0-mini", write=True) == looked == content.split_digests(out)
+    assert info_tools.load(out).splits["mine"] == scenes[:1]
+    assert looked["mine"] == provenance.digest(info_tools.load(out).subset("mine").tokens())
+    assert (out / "samples.parquet").stat().st_mtime_ns == before.st_mtime_ns
+    assert Digests().of(out) == identity
+    info_tools.build(root, "v1.0-mini", tmp_path / "anew", progress=False)
+    made, taken_over = (pq.read_table(folder / "samples.parquet") for folder in (tmp_path / "anew", out))
+    assert taken_over.equals(made)
+    assert taken_over.schema.metadata == made.schema.metadata

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,3 +152,39 @@ def test_a_cut_sweep_stops_the_build_without_a_trace(built, tmp_path):
     with pytest.raises(InputError, match=rf"{path.name} has 228400 bytes instead of 230400"):
         paste.build(root, built / "infos", tmp_path / "out", split="mini_train", workers=2, progress=False)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [
+        ({"split": "mini_val"}, r"holds objects of other scenes \(split mini_val\) than the training split mini_train"),
+        ({"min_points": 9}, "min_points 9, but the run asks for 5"),
+        ({"sweeps": 0}, "sweeps 0, but the run asks for 1"),
+    ],
+)
+def test_a_database_made_otherwise_than_asked_is_refused(town, tmp_path, made, problem):
+    asked = {"split": "mini_train", "min_points": 5, "sweeps": 1}
+    paste.build(town / "data", town / "infos", tmp_path, **{**asked, **made}, progress=False)
+    split = info_tools.load(town / "infos").subset("mini_train")
+    require = {"split": split, "name": "mini_train", "min_points": 5, "sweeps": 1}
+    with pytest.raises(InputError, match=problem):
+        paste.PasteDatabase(tmp_path).require(**require)
+    database = paste.PasteDatabase(town / "paste")
+    assert database.require(**require) is database
+
+
+def test_a_database_of_an_earlier_version_is_judged_by_its_samples(town, tmp_path):
+    """It records neither split nor sweeps; objects of other scenes give it away."""
+    for split in ("mini_train", "mini_val"):
+        place = tmp_path / split
+        paste.build(town / "data", town / "infos", place, split=split, min_points=5, sweeps=1, progress=False)
+        table = pq.read_table(place / "index.parquet")
+        metadata = dict(table.schema.metadata)
+        recipe = json.loads(metadata[b"vexkd.points"])
+        metadata[b"vexkd.points"] = json.dumps({key: recipe[key] for key in ("points", "sha256")}).encode()
+        pq.write_table(table.replace_schema_metadata(metadata), place / "index.parquet", write_page_checksum=True)
+    split = info_tools.load(town / "infos").subset("mini_train")
+    require = {"split": split, "name": "mini_train", "min_points": 5, "sweeps": 1}
+    assert len(paste.PasteDatabase(tmp_path / "mini_train").require(**require)) > 0
+    with pytest.raises(InputError, match="holds objects of other scenes than the training split mini_train"):
+        paste.PasteDatabase(tmp_path / "mini_val").require(**require)

@@ -203,6 +203,32 @@ def test_weights_of_another_seed_are_named(experiment):
     assert "was made with seed 3; train it again." in checked("centerpoint-det")[0]
 
 
+@pytest.mark.parametrize("role", ["teacher", "start"])
+def test_a_training_refuses_weights_of_other_settings_seed_or_run(experiment, capsys, role):
+    loaded = params.load()
+    run = loaded.run({"teacher": "centerpoint-det-vexkd", "start": "fusion-det"}[role])
+    name = getattr(run, role)
+    file, configs = seal.weights_path("models", name, 0), Path("results/runs")
+    given = {"start": None, "teacher": None, role: file}
+    seal.refuse_other_settings(run, configs, 0, **given)
+    assert "not compared with the settings" in capsys.readouterr().out  # none are written yet
+    params.write_configs(loaded)
+    seal.refuse_other_settings(run, configs, 0, **given)
+    metadata = seal.header(file)
+    write_weights(file, {**metadata, "provenance": json.dumps({"seed": 0})})
+    with pytest.raises(InputError, match=f"{role} {name}: made with seed 0, not 1; train {name} again"):
+        seal.refuse_other_settings(run, configs, 1, **given)
+    with pytest.raises(InputError, match="these are the weights of centerpoint-det; pass those of"):
+        seal.refuse_other_settings(
+            run, configs, 0, **{**given, role: seal.weights_path("models", "centerpoint-det", 0)}
+        )
+    raw = copy.deepcopy(RAW)
+    raw["train"]["clip"] = 77.0
+    params.write_configs(params.parse(raw))
+    with pytest.raises(InputError, match=rf"{file}: {run.name}: {role} {name}: made with other settings .*train\.clip"):
+        seal.refuse_other_settings(run, configs, 0, **given)
+
+
 def test_predictions_of_other_weights_are_named(experiment):
     run = params.load().run("centerpoint-det")
     predictions = seal.predictions_path("models", run, 0)

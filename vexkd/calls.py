@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from vexkd import params as settings
-from vexkd import provenance, seal
+from vexkd import content, provenance, seal
 from vexkd.errors import InputError
 from vexkd.params import Params
 
@@ -83,9 +83,10 @@ def freeze(call: Call, results: Path | str = "results", *, works: bool, alone: b
         if works:
             locks += [lock for lock in (running, held) if lock is not None]
             if running is not None:
-                running.truncate(0)
-                running.write(f"{call.folder.name} {os.getpid()}\n")
-                running.flush()
+                with contextlib.suppress(OSError):  # another user's file that may only be read
+                    running.truncate(0)
+                    running.write(f"{call.folder.name} {os.getpid()}\n")
+                    running.flush()
         else:
             for lock in (running, held):
                 if lock is not None:
@@ -109,13 +110,12 @@ def living(folder: Path | str = ".") -> Path | None:
 
 def clean(own: Call) -> None:
     """Remove the copies that no living call holds. Only where no job of an earlier call is left in a queue."""
-    for folder in FOLDER.glob("call-*"):
-        if folder == own.folder:
-            continue
-        lock = _take(folder / _HELD, fcntl.LOCK_EX)
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.close()
+    with _locked(FOLDER / _WRITING):
+        for folder in FOLDER.glob("call-*"):
+            lock = _take(folder / _HELD, fcntl.LOCK_EX) if folder != own.folder else None
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.close()
 
 
 def _copy(call: Call) -> None:
@@ -147,7 +147,7 @@ def _write_settings(params: Params, results: Path, *, beside: bool, works: bool)
                 continue
             before = file.stat()
             provenance.write_text(file, text, only_if_changed=True)
-            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+            content.set_time(file, before.st_mtime_ns)
         else:
             provenance.write_text(file, text, only_if_changed=True)
 
@@ -184,7 +184,9 @@ def _take(path: Path, kind: int) -> IO | None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Wait for a lock, which is held for moments only."""
-    with path.open("a+", encoding="utf-8") as stream:
+    if not path.exists():
+        path.touch()
+    with path.open(encoding="utf-8") as stream:
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
