@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vexkd import params as settings
 from vexkd import content, provenance, seal
+from vexkd import params as settings
 from vexkd.errors import InputError
 from vexkd.params import Params
 
