@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -99,19 +100,30 @@ def test_the_chain_from_pretraining_to_the_distilled_student(desk):
         desk.train("centerpoint-det-vexkd", out="other", teacher=pretrained)
 
 
-def test_a_killed_run_resumes_bit_for_bit(desk):
-    """SIGTERM in the middle of an epoch, then the same command again: weights and curve equal an undisturbed run's."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_killed_run_resumes_bit_for_bit(desk, number):
+    """A signal to all its processes in the middle of an epoch, then the same command again: weights and curve equal an
+    undisturbed run's, whatever other programs left in the environment.
+    """
     undisturbed = desk.train("centerpoint-det", out="undisturbed")
     command = [
         sys.executable, "-m", "vexkd.cli", "train", "--config", desk.config("centerpoint-det"), "--root", desk.town / "data",
         "--infos", desk.town / "infos", "--out", desk.path / "killed", "--scratch",
-        desk.path / "scratch", "--threads", "1", "--device", "cpu",
+        desk.path / "scratch", "--threads", "1", "--device", "cpu", "--workers", "1",
     ]  # fmt: skip
     command = [str(part) for part in command]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    left_over = {
+        **os.environ,
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "nowhere",
+    }
+    run = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=left_over, start_new_session=True
+    )
     for line in run.stdout:
         if line.startswith("step 2/"):
-            run.send_signal(signal.SIGTERM)
+            os.killpg(run.pid, number)
             break
     assert run.wait(timeout=120) == 75, run.stderr.read()
     assert not (desk.path / "killed/weights.safetensors").exists()

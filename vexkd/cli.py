@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vexkd.engine import environment
 from vexkd.errors import BusyError, InputError
 
 if TYPE_CHECKING:
@@ -893,6 +894,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        environment.announce(environment.settle())  # before torch is imported, which reads some of them only once
         status = app(sys.argv[1:] or ["--help"], prog_name="vexkd", standalone_mode=False)
     except UsageError as error:
         sentence = _wrong_call(error)

@@ -51,6 +51,16 @@ def test_signals_reach_the_command(tmp_path):
         assert process.wait(timeout=10) == 75
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_terminals_signals_reach_the_command_as_a_sigterm(tmp_path, number):
+    """Which may come twice: Ctrl-C itself reaches the command already, and its second would end it unsaved."""
+    process = start(tmp_path, 1, "trap '' INT HUP; trap 'exit 75' TERM; touch ready; while :; do sleep 0.05; done")
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=10) == 75
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a command outlives the script around it")
 def test_a_killed_script_takes_its_command_along(tmp_path):
     process = start(tmp_path, 1, "trap 'touch saved; exit 75' TERM; touch ready; while :; do sleep 0.05; done")

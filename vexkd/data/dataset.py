@@ -6,6 +6,7 @@ depend on workers, ranks, or where a run was interrupted. Letters: P points, M b
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from vexkd import boxes as box_tools
 from vexkd import geometry
 from vexkd.batch import Sample, collate
 from vexkd.data import images as image_tools
+from vexkd.data import shared_memory
 from vexkd.data.augment import BevAugmentation, ImageAugmentation
 from vexkd.data.images import ImageDraw
 from vexkd.data.infos import Infos, Keyframe
@@ -316,6 +318,10 @@ def in_order(count: int, *, batch: int, rank: int = 0, world: int = 1) -> list[l
     return [keys[i : i + batch] for i in range(0, len(keys), batch)]
 
 
+# Data sets whose batches were found to fit into shared memory.
+_FITTING: weakref.WeakSet[Dataset] = weakref.WeakSet()
+
+
 def loader(
     dataset: NuScenesDataset,
     batches: Sampler[list[Key]] | list[list[Key]],
@@ -328,11 +334,15 @@ def loader(
     workers: processes (0: this one). start: how they start ("fork", "spawn"; None: Python's default). The loader takes
     nothing from torch's global random state.
     """
+    if workers and dataset not in _FITTING:  # once: later on, batches of the last epoch may still be there
+        shared_memory.check(dataset, batches, workers)
+        _FITTING.add(dataset)
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=shared_memory.leave_signals_to_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
         multiprocessing_context=start if workers else None,

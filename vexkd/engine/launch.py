@@ -18,18 +18,27 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from vexkd.engine import environment
+from vexkd.errors import InputError
+
 STOPPED = 75
 # Where the nodes of a job meet: a port of its own among these, so that a retry, another job, finds a free one.
 PORTS = range(20000, 30000)
+# What srun tells each task of a step.
+STEP = ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_STEP_NUM_NODES")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run torchrun; returns the status of the whole job."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--srun"]:
-        arguments = [*meeting(os.environ), *arguments[1:]]
-    # SIGUSR1, with which schedulers announce the end, is passed on as the SIGTERM that torchrun passes to its processes.
-    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            arguments = [*meeting(os.environ), *arguments[1:]]
+        except InputError as error:
+            print(f"vexkd: {error}", file=sys.stderr)
+            return 2
+    environment.announce(environment.clear_for_launch())
+    pass_on_as_sigterm()
     try:
         torchrun.run(torchrun.parse_args(arguments))
     except SignalException as asked:
@@ -47,12 +56,29 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def pass_on_as_sigterm() -> None:
+    """What asks for the end in another way reaches the processes as the SIGTERM that torchrun passes to them.
+
+    SIGUSR1 is what schedulers announce the end with. Ctrl-C reaches the processes from the terminal as well: passed on as
+    itself it would be their second, which ends them before they have saved their state.
+    """
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def meeting(step: Mapping[str, str]) -> list[str]:
     """torchrun's options for one task of a job step, from the step's variables (srun(1)).
 
     The rendezvous is a fixed one: nodes are numbered by Slurm, none may join later. Its address is that from which srun
     started the step: the first node's, as the batch script runs there.
     """
+    lacking = [name for name in STEP if name not in step]
+    if lacking:
+        raise InputError(
+            f"{', '.join(lacking)} not set: --srun is for what srun started; leave it out, or start it with srun."
+        )
     port = PORTS[int(step["SLURM_JOB_ID"]) % len(PORTS)]
     place = {"node_rank": step["SLURM_NODEID"], "master_addr": step["SLURM_LAUNCH_NODE_IPADDR"], "master_port": port}
     options = {"nnodes": step["SLURM_STEP_NUM_NODES"], **place, "rdzv_id": step["SLURM_JOB_ID"]}

@@ -5,10 +5,13 @@ On one process everything here does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,6 +22,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from torch import Tensor, nn
 
+from vexkd.engine import environment
 from vexkd.errors import InputError
 
 # Exit status of a run that saved its state and stopped before its end; started again, it goes on.
@@ -27,12 +31,16 @@ STOPPED = 75
 LOST = 1
 # How long a process waits for one that answers no more. One that died is noticed at once, by its closed connections.
 TIMEOUT = timedelta(minutes=10)
+# Seconds after which a process that waits for the others says so.
+PATIENCE = 15.0
+# What asks a training to save its state and stop: of schedulers, before they kill; of a terminal, Ctrl-C and its end.
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def rank() -> int:
     """This process's number in its job, as the launcher gave it."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if environment.MARK in os.environ else 0
 
 
 def start_accelerator(precision: str, device: str | None) -> Accelerator:
@@ -42,15 +50,49 @@ def start_accelerator(precision: str, device: str | None) -> Accelerator:
     # that they are summed in the same order after a resume.
     parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
     _check_devices(device)
-    return Accelerator(
-        mixed_precision=mixed, cpu=_on_cpu(device), kwargs_handlers=[parallel, InitProcessGroupKwargs(timeout=TIMEOUT)]
-    )
+    with _meeting():
+        return Accelerator(
+            mixed_precision=mixed,
+            cpu=_on_cpu(device),
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[parallel, InitProcessGroupKwargs(timeout=TIMEOUT)],
+        )
 
 
 def start_processes(device: str | None) -> PartialState:
     """Device and processes alone, for what does not train."""
     _check_devices(device)
-    return PartialState(cpu=_on_cpu(device), timeout=TIMEOUT)
+    with _meeting():
+        return PartialState(cpu=_on_cpu(device), timeout=TIMEOUT)
+
+
+@contextlib.contextmanager
+def _meeting():
+    """While the processes of a job wait for each other: a signal ends this one, and after a while it says what it waits for.
+
+    Nothing is lost yet, and Python's handlers would only run when the wait in torch's code is over.
+    """
+    environment.announce(environment.settle())
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield
+        return
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    sentence = (
+        f"vexkd: process {rank()} waits for the other {world - 1} of this job at {address}, "
+        f"{TIMEOUT.total_seconds() / 60:.0f} minutes at most."
+    )
+    timer = threading.Timer(PATIENCE, lambda: print(sentence, file=sys.stderr, flush=True))
+    timer.daemon = True
+    caught = [number for number in STOPPING if callable(signal.getsignal(number))]
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in caught}
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _on_cpu(device: str | None) -> bool:
@@ -59,7 +101,7 @@ def _on_cpu(device: str | None) -> bool:
 
 
 def _check_devices(device: str | None) -> None:
-    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if environment.MARK in os.environ else 1
     if not _on_cpu(device) and wanted > torch.cuda.device_count():
         raise InputError(
             f"{wanted} processes were started on this machine, but torch sees {torch.cuda.device_count()} GPUs: "
@@ -74,7 +116,11 @@ def finish() -> None:
 
 
 class StopRequest:
-    """Whether this process was asked to stop, by SIGTERM or SIGUSR1 (what schedulers send before they kill)."""
+    """Whether this process was asked to stop: by SIGTERM or SIGUSR1 (what schedulers send before they kill), by Ctrl-C, or
+    by the end of its terminal. A second Ctrl-C ends it at once.
+
+    What was set to be ignored before, as `nohup` does with SIGHUP, stays so.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -83,14 +129,39 @@ class StopRequest:
     def listen(self) -> StopRequest:
         """From now on; a process of torchrun's also hears of the death of its launcher, so that none is left behind."""
         self.began = _process_start()
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._ask)
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._ask)
         if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
             ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
         return self
 
-    def _ask(self, _number: int, _frame: Any) -> None:
+    def _ask(self, number: int, _frame: Any) -> None:
         self.asked = True
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            with contextlib.suppress(OSError):  # unbuffered: what was interrupted may be just writing
+                os.write(2, b"vexkd: saving the state after this step; Ctrl-C again ends at once.\n")
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line; where nobody listens any more (a closed terminal, an ended pipe), be silent from now on."""
+    with still_heard():
+        print(text, file=stream or sys.stdout, flush=True)
+
+
+@contextlib.contextmanager
+def still_heard():
+    """For what prints: an output that is gone must not end a training before it has saved its state."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EPIPE):
+            raise
+        silence = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(silence, number)
+        os.close(silence)
 
 
 def _process_start() -> float:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vexkd.engine import environment
+
 
 def seed_everything(seed: int, rank: int = 0, *, deterministic: bool = True) -> None:
     """Seed Python, NumPy and torch by (seed, rank).
@@ -23,7 +25,7 @@ def seed_everything(seed: int, rank: int = 0, *, deterministic: bool = True) -> 
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", environment.REPEATABLE_WORKSPACES[0])
 
 
 def random_state() -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from vexkd import content, params, provenance, seal
 from vexkd.data import demands
 from vexkd.data.dataset import NuScenesDataset, loader
 from vexkd.data.infos import load as load_infos
-from vexkd.engine import checkpoint, processes, tasks
+from vexkd.engine import checkpoint, environment, processes, tasks
 from vexkd.engine import predict as prediction
 from vexkd.engine.lock import Lock
 from vexkd.engine.processes import LOST, STOPPED, StopRequest
@@ -176,7 +176,7 @@ def _as_one_job():
         yield
     except Stopped as stop:
         if processes.rank() == 0:
-            print(stop, file=sys.stderr)
+            processes.say(str(stop), sys.stderr)
         atexit.register(processes.finish)
         sys.exit(STOPPED)
     except RuntimeError as error:
@@ -220,6 +220,7 @@ def training_record(
         steps=trainer.position.step,
         samples_seen=trainer.position.step * run.train.batch,
         threads=torch.get_num_threads(),
+        variables=environment.recorded(),
         peak_memory_bytes=peak_memory(),
     )
 

@@ -237,8 +237,9 @@ class Trainer:
 
     def _log(self, row: dict[str, float], progress: tqdm) -> None:
         step = self.position.step
-        progress.update()
-        progress.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}")
+        with processes.still_heard():
+            progress.update()
+            progress.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}")
         measured = any(name.startswith(MEASURED) for name in row)
         if measured or step % max(1, self.total // CURVE_POINTS) == 0 or step == self.total:
             self.position.curve.append(row)
@@ -248,7 +249,7 @@ class Trainer:
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
-            print(text, flush=True)
+            processes.say(text)
 
     def _devices(self) -> str:
         count = self.accelerator.num_processes

@@ -20,6 +20,7 @@ from vexkd.models.centerpoint import CenterPointHead
 from vexkd.models.detr_head import DetrHead
 from vexkd.models.fusion import ConvFuser, ModalityGeneralFusion
 from vexkd.models.image_encoder import ImageEncoder, build_backbone, build_neck
+from vexkd.models.layout import lay_out
 from vexkd.models.lss import LiftSplat
 from vexkd.models.map_head import MapHead
 from vexkd.models.sparse_encoder import SparseEncoder
@@ -196,14 +197,6 @@ def build(run: Run) -> BEVModel:
     head = build_head(run, bev_encoder.out_channels, grid)
     model = BEVModel(grid=grid, lidar=lidar, camera=camera, fusion=fusion, bev_encoder=bev_encoder, head=head)
     return lay_out(model, torch.channels_last)  # faster: benchmarks/models.py
-
-
-def lay_out(model: BEVModel, memory_format: torch.memory_format) -> BEVModel:
-    """The weights of the 2D convolutions in this order of memory, in place; the maps follow the first of them."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to(memory_format=memory_format)
-    return model
 
 
 def build_lidar(run: Run) -> SparseEncoder:

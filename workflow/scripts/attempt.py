@@ -65,7 +65,7 @@ def alone(lock) -> bool:
 
 
 def run(command: list[str], stream) -> int:
-    """The command's status, 128 + N where signal N ended it; it gets the signals that schedulers send.
+    """The command's status, 128 + N where signal N ended it; it gets the signals that schedulers and terminals send.
 
     It hears of this script's sudden death as of a SIGTERM, so that it does not train on unnoticed.
     """
@@ -75,6 +75,11 @@ def run(command: list[str], stream) -> int:
     )
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda received, _frame: process.send_signal(received))
+    # Ctrl-C and the end of the terminal reach the command by themselves, mostly. It hears of them as of a SIGTERM, which may
+    # come twice, while a second Ctrl-C ends it at once.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
     status = process.wait()
     return status if status >= 0 else 128 - status
 
