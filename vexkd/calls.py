@@ -186,7 +186,8 @@ def _locked(path: Path) -> Iterator[None]:
     """Wait for a lock, which is held for moments only."""
     if not path.exists():
         path.touch()
-    with path.open(encoding="utf-8") as stream:
+    mode = "a+" if os.access(path, os.W_OK) else "r"  # another user's file; NFS locks files that are open for writing
+    with path.open(mode, encoding="utf-8") as stream:
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
