@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p && b
 VENV := .venv
 STAMP := $(VENV)/.made
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -52,4 +53,5 @@ readme: env  ## write the numbers of the README from the results
 	@vexkd readme
 
 seal: env  ## record what a plain Snakemake run made, if it is what params.yaml asks for
-	@vexkd check --all && python workflow/scripts/stage.py seal && dvc commit -f -q
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is no git checkout, in which DVC records; clone the repository, or run 'git init' here." >&2; exit 1; }
+	@vexkd check --all && python workflow/scripts/stage.py seal && python workflow/scripts/stage.py record

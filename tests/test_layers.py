@@ -9,7 +9,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    {"params", "geometry", "boxes", "batch", "provenance", "errors", "seal", "content", "products", "calls", "needs"},
+    {
+        "code",
+        "params",
+        "geometry",
+        "boxes",
+        "batch",
+        "provenance",
+        "errors",
+        "seal",
+        "content",
+        "products",
+        "calls",
+        "needs",
+    },
     {"ops"},
     {"synthetic", "data"},
     {"models"},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vexkd import code
 from vexkd.engine import environment
 from vexkd.errors import BusyError, InputError
 
@@ -890,6 +891,7 @@ def tensorboard(
 def main() -> None:
     """Run a verb; bad input ends in one sentence and status 2, what another process holds in 1, a saved stop in 75."""
     status = 2
+    code.version()  # before the verb works: the checkout may move on meanwhile
     for stream in (sys.stdout, sys.stderr):  # a sign that the locale lacks, such as an arrow, must not end a verb
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

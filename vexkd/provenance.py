@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from vexkd import code
 
 _PACKAGES = (
     "torch",
@@ -43,7 +44,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_umask())
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -54,6 +55,16 @@ def atomic(path: Path | str) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The user's mask of permissions, asked for without changing it where the system tells it."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path | str, text: str, *, only_if_changed: bool = False) -> bool:
@@ -83,23 +94,6 @@ def file_digest(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def commit() -> dict[str, Any]:
-    """The code's git commit and whether tracked code differs from it; commit None outside a checkout."""
-    here = Path(__file__).resolve().parent
-    tracked = ["vexkd", "workflow", "pyproject.toml", "constraints.txt"]
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(
-            ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True, encoding="utf-8"
-        )
-        return run.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *tracked))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-
-
 def environment() -> dict[str, Any]:
     """Versions of Python and of the packages that decide results, and the hardware in words."""
     versions = {"python": platform.python_version()}
@@ -125,9 +119,9 @@ def hardware() -> dict[str, Any]:
 
 
 def record(**more: Any) -> dict[str, Any]:
-    """The record that stands beside a result: commit, environment, time, command, and whatever the caller adds."""
+    """The record that stands beside a result: code, environment, time, command, and whatever the caller adds."""
     return {
-        **commit(),
+        **code.version(),
         **environment(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

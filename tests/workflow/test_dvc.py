@@ -194,3 +194,15 @@ def test_weights_of_other_settings_are_sealed_by_no_way(sealed):
     sealed.run("dvc", "exp", "run", "-q")  # brings back what was recorded before it runs anything
     assert not sealed.run("vexkd", "check", "--all")
     assert text(sealed, "dvc.lock") == lock
+
+
+def test_make_seal_says_why_dvc_records_nothing(sealed):
+    (sealed.folder / "dvc.lock").write_text("schema: '2.0'\nstages: [", encoding="utf-8")
+    assert "DVC could not record what was made: " in sealed.run(
+        "python", "workflow/scripts/stage.py", "record", fails=True
+    )
+
+
+def test_make_seal_without_git_says_so(sealed):
+    shutil.rmtree(sealed.folder / ".git")
+    assert "no git checkout" in make_seal(sealed, fails=True)

@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from vexkd import provenance, seal
+from vexkd import code, provenance, seal
 from vexkd.data import demands, splits, tables
 from vexkd.data.infos import load as load_infos
 from vexkd.data.maps import map_bytes
@@ -70,7 +70,7 @@ def run(
         *[lambda folder=folder: check_files(folder) for folder in dict.fromkeys([here, existing(scratch)])],
         lambda: check_clock(here),
         lambda: check_ring(**_ring_for(gpus), limit=limit),
-        lambda: check_commit(provenance.commit()),
+        lambda: check_commit(code.version()),
     ]
     found = []
     for check in checks:

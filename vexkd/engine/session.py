@@ -18,7 +18,7 @@ from vexkd import content, params, provenance, seal
 from vexkd.data import demands
 from vexkd.data.dataset import NuScenesDataset, loader
 from vexkd.data.infos import load as load_infos
-from vexkd.engine import checkpoint, environment, processes, tasks
+from vexkd.engine import attempts, checkpoint, environment, processes, tasks
 from vexkd.engine import predict as prediction
 from vexkd.engine.lock import Lock
 from vexkd.engine.processes import LOST, STOPPED, StopRequest
@@ -73,8 +73,10 @@ def train(
         lock = Lock(folder / "lock")
         processes.on_main(accelerator, lambda: _take(lock))
         try:
+            processes.on_main(accelerator, lambda: attempts.begin(folder))
             trainer = _fit(run, seed, sources, folder, lock, pace=pace, accelerator=accelerator, stop=stop)
-            processes.on_main(accelerator, lambda: _write_result(out, trainer, run, seed, inputs))
+            made = attempts.of(folder) if accelerator.is_main_process else []
+            processes.on_main(accelerator, lambda: _write_result(out, trainer, run, seed, inputs, made))
             if accelerator.is_main_process:
                 shutil.rmtree(folder, ignore_errors=True)
         except NonFiniteError as error:
@@ -152,10 +154,12 @@ def _take(lock: Lock) -> None:
         lock.acquire()
 
 
-def _write_result(out: Path, trainer: Trainer, run: Run, seed: int, inputs: dict[str, str]) -> None:
+def _write_result(
+    out: Path, trainer: Trainer, run: Run, seed: int, inputs: dict[str, str], made: list[dict[str, Any]]
+) -> None:
     """Curve, provenance, learned masks and, last, the weights: where they are, the training is finished."""
     position = trainer.position
-    record = training_record(run, seed, inputs, trainer, position.seconds, trainer.accelerator)
+    record = training_record(run, seed, inputs, trainer, position.seconds, trainer.accelerator) | {"attempts": made}
     with checkpoint.writing(out / "curve.csv"):
         write_curve(out / "curve.csv", position.curve)
     with checkpoint.writing(out / "provenance.json"):

@@ -12,12 +12,17 @@ from vexkd.params import Params
 
 def commits(origin: dict[str, Any]) -> list[str]:
     """The distinct commits that trained and scored a run, training first; "unknown" outside a checkout."""
-    records = [*origin["seeds"].values(), origin["evaluation"]]
-    return list(dict.fromkeys(record.get("commit") or "unknown" for record in records))
+    return list(dict.fromkeys(record.get("commit") or "unknown" for record in _records(origin)))
 
 
 def dirty(origin: dict[str, Any]) -> bool:
-    return any(record.get("dirty") for record in [*origin["seeds"].values(), origin["evaluation"]])
+    return any(record.get("dirty") for record in _records(origin))
+
+
+def _records(origin: dict[str, Any]) -> list[dict[str, Any]]:
+    """What says which code made a run: every attempt at every seed's training, and the scoring."""
+    trainings = [record for seed in origin["seeds"].values() for record in (seed.get("attempts") or [seed])]
+    return [*trainings, origin["evaluation"]]
 
 
 def short(commits: list[str]) -> str:

@@ -5,7 +5,11 @@ import re
 import shlex
 from typing import get_args
 
-from scripts import machine, plan, scheduler, slurm_queue
+from scripts import machine
+
+machine.run_own_code(workflow.basedir)  # before anything of vexkd is imported
+
+from scripts import plan, scheduler, slurm_queue
 from vexkd import calls, needs, products, seal
 from vexkd.errors import InputError
 from vexkd.params import PICTURES, FigureName

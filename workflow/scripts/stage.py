@@ -2,7 +2,8 @@
 
 DVC reads params.yaml after a stage's command. So the command fails if the file changed meanwhile, and it fails if a
 run's weights or metrics were not made with it: what DVC records is what was made. The profile is SNAKEMAKE_PROFILE's,
-or local. `python stage.py seal` makes nothing: it fails where something is still to be made (for `make seal`).
+or local. `python stage.py seal` makes nothing: it fails where something is still to be made (for `make
+seal`), and `record` lets DVC record what stands there.
 """
 
 import os
@@ -10,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vexkd import params, seal
-from vexkd.errors import InputError
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the code of this checkout, whatever is installed
+
+from vexkd import params, seal  # noqa: E402
+from vexkd.errors import InputError  # noqa: E402
 
 PARAMS = Path("params.yaml")
 
@@ -40,6 +43,21 @@ def refuse_unmade() -> None:
         )
 
 
+def record() -> None:
+    """Let DVC record what stands there; with -q it would keep its reason to itself, so that is heard and told."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "commit", "-f"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode:
+        said = [line for line in done.stdout.splitlines() if line.startswith("ERROR")] or done.stdout.splitlines()[-1:]
+        reason = " ".join(said).replace("ERROR: ", "") or f"it ended with status {done.returncode}"
+        raise InputError(f"DVC could not record what was made: {reason}.")
+
+
 def main(target: str) -> None:
     before = PARAMS.read_text(encoding="utf-8")
     make(target)
@@ -52,7 +70,7 @@ def main(target: str) -> None:
 
 if __name__ == "__main__":
     try:
-        refuse_unmade() if sys.argv[1] == "seal" else main(sys.argv[1])
+        {"seal": refuse_unmade, "record": record}.get(sys.argv[1], lambda: main(sys.argv[1]))()
     except InputError as error:
         sys.exit(str(error))
     except subprocess.CalledProcessError as error:
