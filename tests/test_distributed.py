@@ -214,7 +214,7 @@ def test_a_stopped_and_then_killed_pair_resumes_bit_for_bit(pair, town, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_the_launcher_stops_all(town, tmp_path, number):
     """What Slurm sends to the batch step: both processes end, one state is saved, the status is 75."""
     run = start(town, tmp_path)
