@@ -75,6 +75,23 @@ def same(first, second):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_a_result_that_was_refused_is_given_back_without_training(desk, capsys):
+    keep = desk.path / "scratch/finished"
+    weights = desk.train("centerpoint-det", keep=keep)
+    before = weights.read_bytes()
+    for file in weights.parent.iterdir():
+        file.unlink()  # as Snakemake removes outputs that are older than an input
+    capsys.readouterr()
+    desk.train("centerpoint-det", keep=keep)
+    said = capsys.readouterr().out
+    assert "held the finished result" in said
+    assert "step" not in said
+    assert weights.read_bytes() == before
+    weights.unlink()
+    desk.train("centerpoint-det")  # by hand, without the option, a removed result is made again
+    assert "steps in" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.sample
 def test_the_chain_from_pretraining_to_the_distilled_student(desk):

@@ -193,3 +193,15 @@ def test_what_would_fail_every_job_is_found_before_one_is_queued(tmp_path, monke
         slurm_queue.refuse_what_would_fail("slurm", theirs)
     slurm_queue.refuse_what_would_fail("slurm", own)
     slurm_queue.refuse_what_would_fail("local", theirs)
+
+
+def test_a_file_of_tomorrow_is_named(tmp_path):
+    late = tmp_path / "artifacts/manifest.parquet"
+    late.parent.mkdir()
+    late.write_text("")
+    assert preflight.check_times([late.parent]).status == "ok"
+    os.utime(late, (time.time() + 86_400,) * 2)
+    found = preflight.check_times([late.parent])
+    assert found.status == "warning"
+    assert str(late) in found.text
+    assert "touch" in found.text

@@ -218,6 +218,9 @@ def train(
     ] = 1,
     checkpoint_minutes: Annotated[float, typer.Option(min=0, help="time between saved states")] = 5.0,
     max_seconds: Annotated[float | None, typer.Option(min=1, help="save and stop after this time (status 75)")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="folder that holds the finished result too, to give it back if --out loses it")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Train one run with one seed. Started again after a stop, it goes on where it was."""
@@ -238,6 +241,7 @@ def train(
         scratch=scratch,
         threads=threads,
         pace=pace,
+        keep=keep,
         device=device,
     )
 

@@ -22,6 +22,8 @@ from vexkd import provenance
 MEMORY = Path(".snakemake/digests.json")
 # Seconds after a change within which another one may leave the same time: such a digest is not kept.
 _FRESH = 2.0
+# Nanoseconds by which a file's time may be ahead of this machine's clock: file servers round, and clocks differ a little.
+_AHEAD = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,21 @@ def settle(products: Iterable[Product], digests: Digests) -> Verdicts:
             if path.exists() and path.stat().st_mtime_ns < newest:
                 digests.touch(path, newest)
     return Verdicts(stale, agreed)
+
+
+def bring_to_present(paths: Iterable[Path]) -> list[Path]:
+    """Give files and folders that are dated in the future the present time; returns those whose time may not be set.
+
+    A job's outputs would be older than such an input, and Snakemake refuses and removes them.
+    """
+    return [file for file in from_the_future(paths) if not set_time(file, time.time_ns())]
+
+
+def from_the_future(paths: Iterable[Path]) -> list[Path]:
+    """Those files and folders that are dated after this machine's time; folders count with all that is in them."""
+    latest = time.time_ns() + _AHEAD
+    files = (file for path in paths for file in (path, *(path.rglob("*") if path.is_dir() else ())))
+    return [file for file in files if file.exists() and file.stat().st_mtime_ns > latest]
 
 
 def set_time(path: Path, mtime_ns: int) -> bool:

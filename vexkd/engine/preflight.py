@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from vexkd import code, provenance, seal
+from vexkd import code, content, provenance, seal
 from vexkd.data import demands, splits, tables
 from vexkd.data.infos import load as load_infos
 from vexkd.data.maps import map_bytes
@@ -69,6 +69,7 @@ def run(
         lambda: check_disk(plan(params, root=root, scratch=scratch, here=here)),
         *[lambda folder=folder: check_files(folder) for folder in dict.fromkeys([here, existing(scratch)])],
         lambda: check_clock(here),
+        lambda: check_times([*root.glob("*/*.json"), Path("artifacts"), Path("models"), Path("results")]),
         lambda: check_ring(**_ring_for(gpus), limit=limit),
         lambda: check_commit(code.version()),
     ]
@@ -276,10 +277,10 @@ def check_files(folder: Path, slow: float = _SLOW_SECONDS) -> Check:
     began = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory(prefix=".vexkd-preflight-", dir=folder) as place:
-            content = os.urandom(1 << 20)
+            probe = os.urandom(1 << 20)
             with provenance.atomic(Path(place) / "probe") as temporary:
-                temporary.write_bytes(content)
-            if (Path(place) / "probe").read_bytes() != content:
+                temporary.write_bytes(probe)
+            if (Path(place) / "probe").read_bytes() != probe:
                 return Check(
                     name, "error", f"{folder} gives back other bytes than were written; use another file system."
                 )
@@ -313,6 +314,16 @@ def check_clock(folder: Path, now: Callable[[], float] = time.time) -> Check:
     if abs(skew) > _SKEWED_SECONDS:
         return Check("clock", "warning", words + cure)
     return Check("clock", "ok", f"within {max(abs(skew), 0.1):.1f} s of the file system's")
+
+
+def check_times(folders: Iterable[Path]) -> Check:
+    """Nothing in the tables' folder or among what was made is dated in the future: what is made from it would look outdated."""
+    late = content.from_the_future(folders)
+    if not late:
+        return Check("times", "ok", "no file is dated in the future")
+    more = f" and {len(late) - 1} more" if len(late) > 1 else ""
+    words = f"{late[0]}{more} dated in the future; set the clocks right, or `touch` what was copied from elsewhere"
+    return Check("times", "warning", f"{words}. Snakemake brings what it has made itself to the present.")
 
 
 # ----------------------------------------------------------------------------------------------- processes and the code

@@ -18,7 +18,7 @@ from vexkd import content, params, provenance, seal
 from vexkd.data import demands
 from vexkd.data.dataset import NuScenesDataset, loader
 from vexkd.data.infos import load as load_infos
-from vexkd.engine import attempts, checkpoint, environment, processes, tasks
+from vexkd.engine import attempts, checkpoint, environment, finished, processes, tasks
 from vexkd.engine import predict as prediction
 from vexkd.engine.lock import Lock
 from vexkd.engine.processes import LOST, STOPPED, StopRequest
@@ -44,11 +44,13 @@ def train(
     pace: Pace,
     device: str | None,
     maps: Path | None = None,
+    keep: Path | None = None,
 ) -> None:
     """Train one run with one seed; exits with status 75 where it saved its state and stopped early.
 
     Resumable state is keyed by settings, inputs and seed, so a run never resumes under another teacher or other data. A
-    lock beside it refuses a second training of the same; a training whose result stands in `out` is not repeated.
+    lock beside it refuses a second training of the same; a training whose result stands in `out` is not repeated. keep: a
+    folder that holds the result a second time, from which a later call gives it back (`vexkd.engine.finished`).
     """
     stop = StopRequest().listen()
     processes.mark_messages()
@@ -63,12 +65,11 @@ def train(
         inputs = input_hashes(infos=infos, paste=paste, maps=maps, start=start, teacher=teacher, backbone=backbone)
         if samples := content.split_digests(infos).get(run.data.train_split):
             inputs["samples"] = samples
-        finished = accelerator.is_main_process and checkpoint.is_finished(out, run=run, inputs=inputs, seed=seed)
-        if any(processes.anywhere(accelerator, finished)):
-            _say_finished(run, seed, out, accelerator)
+        key = provenance.digest({"settings": run.training(), "inputs": inputs, "seed": seed})
+        kept = keep / run.name / f"seed{seed}-{key}" if keep else None
+        if _is_finished(out, kept, accelerator, run=run, inputs=inputs, seed=seed):
             return
         processes.on_main(accelerator, lambda: checkpoint.require_writable(out))
-        key = provenance.digest({"settings": run.training(), "inputs": inputs, "seed": seed})
         folder = scratch / run.name / f"seed{seed}-{key}"
         lock = Lock(folder / "lock")
         processes.on_main(accelerator, lambda: _take(lock))
@@ -78,6 +79,8 @@ def train(
             made = attempts.of(folder) if accelerator.is_main_process else []
             processes.on_main(accelerator, lambda: _write_result(out, trainer, run, seed, inputs, made))
             if accelerator.is_main_process:
+                if kept is not None:
+                    finished.keep(out, kept)
                 shutil.rmtree(folder, ignore_errors=True)
         except NonFiniteError as error:
             raise InputError(str(error)) from None
@@ -141,12 +144,24 @@ def _fit(
     return trainer
 
 
-def _say_finished(run: Run, seed: int, out: Path, accelerator: Accelerator) -> None:
-    if accelerator.is_main_process:
-        print(
-            f"{run.name} seed {seed}: {out} holds the result of this training already; remove it to train again.",
-            flush=True,
-        )
+def _is_finished(out: Path, kept: Path | None, accelerator: Accelerator, **training: Any) -> bool:
+    """Whether the result of this training stands in `out`, or was kept and is given back; on all processes."""
+
+    def stands() -> bool:
+        if not accelerator.is_main_process:
+            return False
+        name = f"{training['run'].name} seed {training['seed']}"
+        if checkpoint.is_finished(out, **training):
+            print(f"{name}: {out} holds the result of this training already; remove it to train again.", flush=True)
+            return True
+        if kept is None or not checkpoint.is_finished(kept, **training):
+            return False
+        with checkpoint.writing(out):
+            finished.give_back(kept, out)
+        print(f"{name}: {kept} held the finished result, which is {out} again; remove both to train again.", flush=True)
+        return True
+
+    return any(processes.anywhere(accelerator, stands()))
 
 
 def _take(lock: Lock) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from pathlib import Path
 from typing import get_args
 
 from scripts import machine
@@ -11,6 +12,7 @@ machine.run_own_code(workflow.basedir)  # before anything of vexkd is imported
 
 from scripts import plan, scheduler, slurm_queue
 from vexkd import calls, needs, products, seal
+from vexkd.engine import finished
 from vexkd.errors import InputError
 from vexkd.params import PICTURES, FigureName
 

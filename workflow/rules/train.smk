@@ -36,7 +36,7 @@ rule train:
         "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} train"
         " --config {params.runs:q}/{wildcards.run:q}/config.yaml"
         " --seed {wildcards.seed:q} --root {params.root:q} --infos artifacts/infos {params.more}"
-        " --out models/{wildcards.run:q}/seed{wildcards.seed:q} --scratch scratch {params.pace}"
+        " --out models/{wildcards.run:q}/seed{wildcards.seed:q} --scratch scratch --keep scratch/finished {params.pace}"
 
 
 rule predict:

@@ -5,7 +5,7 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from vexkd import calls, content, products
+from vexkd import calls, content, products, seal
 from vexkd.calls import Call
 from vexkd.data import infos
 from vexkd.errors import InputError
@@ -57,9 +57,26 @@ def _forget_other_inputs(workflow: Any, agreed: set[str]) -> None:
 
 def judge(call: Call, *, works: bool) -> content.Verdicts:
     """Which files are to be made again; the times of the others are put in order. works: a changed splits.json is taken over."""
+    _refuse_the_future(call)
     digests = content.Digests(content.MEMORY)
     version = next(iter(call.params.runs.values())).data.version
     digests.splits = infos.renew_splits(Path("artifacts/infos"), Path(call.params.root), version, write=works)
     found = content.settle(products.of_experiment(call.params, digests), digests)
     digests.save()
     return found
+
+
+def _refuse_the_future(call: Call) -> None:
+    """Bring the times of what jobs read to the present, or end here with a sentence where that may not be done."""
+    made = [Path(name) for name in ("artifacts", "models", "results")]
+    town = [Path(call.params.root)] if call.params.synthetic else []
+    backbones = [
+        seal.inputs(run, 0)["backbone"] for run in call.params.runs.values() if "backbone" in seal.inputs(run, 0)
+    ]
+    left = content.bring_to_present([*made, *town, *backbones])
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise InputError(
+            f"{left[0]}{more}: dated in the future, and what is made from it would be refused as older; set this machine's"
+            " clock right, or let the file's owner `touch` it."
+        )
