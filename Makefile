@@ -1,5 +1,5 @@
 # Everything a fresh machine needs: Python 3.11 or 3.12, gcc, git, make. `make help` lists the targets.
-.PHONY: help env demo demo-full clean-demo test test-all trial lint readme seal
+.PHONY: help env links demo demo-full clean-demo test test-all trial lint readme seal
 .DEFAULT_GOAL := help
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p && break; done)
@@ -21,22 +21,26 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: env  ## data set, trainings, tables and figures at laptop scale, in demo/
+links:  ## the links slurm and local, which some programs that unpack archives write as text files
+	@for name in slurm local; do test -d $$name || { ln -sfn workflow/profiles/$$name $$name \
+	  && echo "$$name was no folder: it is a link to workflow/profiles/$$name again"; }; done
+
+demo: env links  ## data set, trainings, tables and figures at laptop scale, in demo/
 	@snakemake --profile local --directory demo
 	@echo
 	@echo "Made in demo/: results/tables/main.md (the table), results/figures/ (curves, birdseye views),"
 	@echo "results/runs/<run>/metrics.json, models/<run>/seed<n>/weights.safetensors, logs/"
 
-demo-full: env  ## every row of every table and figure at laptop scale, in demo/full/
+demo-full: env links  ## every row of every table and figure at laptop scale, in demo/full/
 	@snakemake --profile local --directory demo/full
 
 clean-demo:  ## remove what the demo made
 	@rm -rf demo/.snakemake demo/artifacts demo/data demo/logs demo/models demo/results demo/scratch
 
-test: env  ## the tests, without the slowest
+test: env links  ## the tests, without the slowest
 	@python -m pytest -q -n 2 --dist loadfile -m "not slow or sample"
 
-test-all: env  ## all tests
+test-all: env links  ## all tests
 	@python -m pytest -q -n 2 --dist loadfile
 
 MINUTES ?= 15
