@@ -139,6 +139,22 @@ def manifest_digest(path: Path) -> str:
     return parquet_metadata(path).get("vexkd.tables") or provenance.file_digest(path)
 
 
+def manifest_tables(path: Path) -> dict[str, str]:
+    """The hash of each of nuScenes' tables that doctor's manifest lists, by path below the root; empty if it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    version = parquet_metadata(path).get("vexkd.version")
+    if version is None:
+        return {}
+    try:
+        files = pq.read_table(path, columns=["path", "sha256"]).to_pydict()
+    except (OSError, KeyError, pa.ArrowException):
+        return {}
+    listed = zip(files["path"], files["sha256"], strict=True)
+    return {name: sha256 for name, sha256 in listed if name.startswith(f"{version}/") and name.endswith(".json")}
+
+
 def split_digests(infos: Path) -> dict[str, str]:
     """The hash of the samples of each split, as the infos record them; empty for infos of earlier versions."""
     return json.loads(parquet_metadata(infos / "samples.parquet").get("vexkd.split_digests", "{}"))

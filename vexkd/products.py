@@ -50,7 +50,7 @@ def _of_data(params: Params, digests: Digests) -> Iterator[Product]:
     if params.synthetic is not None:
         judge = partial(_same_settings, Path(params.root) / "town.yaml", shared["town"])
         yield Product("town", (Path(params.root),), (), judge)
-    judge = partial(_judge_manifest, params, shared["data"])
+    judge = partial(_judge_manifest, params, shared["data"], digests)
     yield Product("manifest", (MANIFEST,), (SETTINGS / "data.yaml",), judge, (BENCHMARKS / "doctor.tsv",))
     judge = partial(_judge_infos, params, digests)
     yield Product("infos", INFOS, (MANIFEST,), judge, (BENCHMARKS / "infos.tsv",))
@@ -75,11 +75,24 @@ def _same_settings(record: Path, asked: dict[str, Any], apart: tuple[str, ...] =
     return f"{record.parent} was made with other settings: {', '.join(differing[:3])}." if differing else ""
 
 
-def _judge_manifest(params: Params, asked: dict[str, Any]) -> str | None:
-    """Made for these data, and of all the files that the runs read."""
+def _judge_manifest(params: Params, asked: dict[str, Any], digests: Digests) -> str | None:
+    """Made for these data, wherever they lie now, and of all the files that the runs read."""
     verdict = _same_settings(ARTIFACTS / "data.yaml", asked, ("root",))
-    lacking = _uncovered(params) if verdict == "" else ""
-    return f"{MANIFEST} was made without a look at {lacking}." if lacking else verdict
+    if verdict != "":
+        return verdict
+    if lacking := _uncovered(params):
+        return f"{MANIFEST} was made without a look at {lacking}."
+    return next(
+        (f"{MANIFEST} was made from another {table}." for table in _changed_tables(Path(params.root), digests)), ""
+    )
+
+
+def _changed_tables(root: Path, digests: Digests) -> Iterator[Path]:
+    """Tables of nuScenes that are not those of the manifest; splits.json is compared by what its splits hold."""
+    for name, sha256 in content.manifest_tables(MANIFEST).items():
+        table = root / name
+        if table.is_file() and table.name != "splits.json" and digests.file(table) != sha256:
+            yield table
 
 
 def _uncovered(params: Params) -> str:
@@ -95,7 +108,8 @@ def manifest_only_widens(params: Params) -> bool:
     digests.splits = {}  # a changed splits.json is taken over without making the infos again
     if not all(path.is_file() for path in (MANIFEST, *INFOS)) or _judge_infos(params, digests) != "":
         return False
-    return _same_settings(ARTIFACTS / "data.yaml", asked, ("root",)) == "" and bool(_uncovered(params))
+    same = _same_settings(ARTIFACTS / "data.yaml", asked, ("root",)) == ""
+    return same and bool(_uncovered(params)) and not any(_changed_tables(Path(params.root), digests))
 
 
 def _judge_infos(params: Params, digests: Digests) -> str | None:

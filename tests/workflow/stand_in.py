@@ -74,8 +74,10 @@ def doctor(names: list[str], options: dict) -> None:
     tables = sorted(Path(options["root"]).glob("v1.0-*/*.json"))
     covers = {name: options[name].split(",") if name in options else None for name in ("splits", "sensors")}
     known = digest(*(table for table in tables if table.name != "splits.json"))
+    files = {"path": [str(t.relative_to(options["root"])) for t in tables], "sha256": [digest(t) for t in tables]}
     write_table(
         Path(options["manifest"]),
+        files,
         version=options["version"],
         covers=json.dumps(covers),
         tables=known,
@@ -83,11 +85,11 @@ def doctor(names: list[str], options: dict) -> None:
     )
 
 
-def write_table(path: Path, **metadata: str) -> None:
-    """A Parquet file of a sample a scene that says this of itself."""
+def write_table(path: Path, columns: dict[str, list[str]] | None = None, **metadata: str) -> None:
+    """A Parquet file, of a sample a scene if nothing else is given, that says this of itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names = {f"vexkd.{name}": value for name, value in metadata.items()}
-    columns = {"token": SCENES, "scene": SCENES, "split": [""] * len(SCENES)}
+    columns = columns or {"token": SCENES, "scene": SCENES, "split": [""] * len(SCENES)}
     pq.write_table(pa.table(columns).replace_schema_metadata(names), path)
 
 

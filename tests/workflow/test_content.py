@@ -147,6 +147,28 @@ def test_the_root_by_another_path_outdates_nothing(sealed):
     assert not planned(sealed)
 
 
+@pytest.mark.parametrize("how", ["moved", "linked", "slash"])
+def test_moved_data_outdate_nothing(sealed, how):
+    if how == "moved":
+        (sealed.folder / "data/town").rename(sealed.folder / "elsewhere")
+        sealed.set("root", "elsewhere")
+    elif how == "linked":
+        (sealed.folder / "link").symlink_to("data/town")
+        sealed.set("root", "link")
+    else:
+        sealed.set("root", "data/town/")
+    sealed.snakemake()
+    assert not [call for call in sealed.calls() if not call.startswith(("figure", "page"))]
+
+
+def test_other_data_at_the_same_place_are_seen(sealed):
+    table = next((sealed.folder / "data/town").glob("v1.0-*/scene.json"))
+    rows = json.loads(table.read_text())
+    table.write_text(json.dumps([row | {"description": "edited"} for row in rows]))
+    jobs = planned(sealed)
+    assert {"doctor", "infos", "train"} <= jobs.keys()
+
+
 def test_a_switch_while_jobs_wait_reaches_none_of_them(sealed):
     """`results/runs/*/config.yaml` are in git: jobs read the copy of their call, not these."""
     before = json.loads(seal.header(sealed.folder / STUDENT)["settings"])["train"]["lr"]
