@@ -20,6 +20,7 @@ LAYERS = [
         "seal",
         "content",
         "products",
+        "leftovers",
         "calls",
         "needs",
     },

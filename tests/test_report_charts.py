@@ -51,7 +51,10 @@ def results(tmp_path: Path) -> Path:
         scores = {"mAP": 0.50 + 0.01 * number, "NDS": 0.60 + 0.01 * number}
         spread = {"mAP": 0.005, "NDS": None} if number % 2 else {"mAP": None, "NDS": None}
         write(tmp_path, run, "metrics.json", scores | {"n": 1, "spread": spread})
-        write(tmp_path, run, "latency.json", {"median_ms": 40.0 + 30 * (run == "teacher"), "device": "A GPU"})
+        latency = {"median_ms": 40.0 + 30 * (run == "teacher"), "device": "A GPU", "weights": run}
+        write(tmp_path, run, "latency.json", latency)
+        weights = {"weights": {"0": {"weights.safetensors": run}}}
+        write(tmp_path, run, "provenance.json", {"seeds": {"0": {"device": "A GPU"}}, "evaluation": weights})
     return tmp_path
 
 
@@ -131,6 +134,9 @@ def test_latency(params, results):
     charts.make("latency", params=params, results=results)
     frame = drawn(results / "figures" / "latency")
     assert frame[frame["score"] == "NDS"]["latency_ms"].tolist() == [40.0, 40.0, 70.0]
+    write(results, "student", "latency.json", {"median_ms": 1.0, "device": "A GPU", "weights": "of another training"})
+    with pytest.raises(InputError, match="was not measured with the weights that were scored"):
+        charts.make("latency", params=params, results=results)
     (results / "runs" / "student" / "latency.json").unlink()
     with pytest.raises(InputError, match="run student has no measured latency; make it with 'vexkd latency student'"):
         charts.make("latency", params=params, results=results)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from vexkd import params as settings
-from vexkd import provenance
+from vexkd import provenance, seal
 from vexkd.report import gains, tables
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -250,10 +250,40 @@ def test_a_row_of_other_data_or_versions_is_marked(params, results, changes, rea
     assert found == ([f"† student-map: {reason}."] if reason else [])
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"commit": "b" * 40, "package": "0p"}, None),  # another commit of the same code
+        ({"package": "1p"}, "made by other code than most rows (1p)"),
+        ({"commit": "b" * 40, "package": "1p"}, "made at commit bbbbbbbbbb"),
+    ],
+)
+def test_rows_are_held_to_the_code_that_made_them(params, results, changes, reason):
+    for file in (results / "runs").glob("*/provenance.json"):
+        origin = json.loads(file.read_text())
+        mine = {"package": "0p"} | (changes if file.parent.name == "student-map" else {})
+        for record in (*origin["seeds"].values(), origin["evaluation"]):
+            record.update(mine)
+        file.write_text(json.dumps(origin))
+    _, notes = made(params, results)
+    found = [note.removesuffix("<br>") for note in notes if note.startswith("†")]
+    assert found == ([f"† student-map: {reason}."] if reason else [])
+
+
 def test_what_the_model_costs_comes_from_its_own_files(params, results):
     folder = results / "runs" / "student-det"
-    (folder / "summary.json").write_text(json.dumps({"parameters": 8_320_000, "flops": 91.2e9}))
-    (folder / "latency.json").write_text(json.dumps({"median_ms": 40.0, "device": "A GPU"}))
+    origin = json.loads((folder / "provenance.json").read_text())
+    origin["evaluation"]["weights"] = {"0": {"weights.safetensors": "0a"}}
+    (folder / "provenance.json").write_text(json.dumps(origin))
+    model = seal.model_digest(params, params.run("student-det"))
+    summary = {"parameters": 8_320_000, "flops": 91.2e9, "settings_digest": model}
+    latency = {"median_ms": 40.0, "device": "A GPU", "weights": "0a"}
+    for other in (summary | {"settings_digest": "another"}, {**summary, "settings_digest": None}):
+        (folder / "summary.json").write_text(json.dumps(other))
+        (folder / "latency.json").write_text(json.dumps(latency | {"weights": "0b"}))
+        assert not {"Params (M)", "GFLOPs", "Latency (ms)"} & set(made(params, results)[0]["student-det"])
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "latency.json").write_text(json.dumps(latency))
     rows, notes = made(params, results)
     found = rows["student-det"]
     assert [found[key] for key in ("Params (M)", "GFLOPs", "Latency (ms)", "FPS")] == ["8.32", "91.2", "40.0", "25.0"]

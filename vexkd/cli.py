@@ -5,6 +5,7 @@ Imports of torch, spconv and the devkit wait until a verb needs them, so that `v
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -421,7 +422,48 @@ def check(
         raise InputError(
             f"{params}: {len(problems)} of the trained models differ from the settings; run snakemake first."
         )
+    if all_runs:
+        _check_what_shows_them(settings, Path(models).parent)
     print(f"{len(names)} runs agree with {params}.")
+
+
+def _check_what_shows_them(settings: Params, folder: Path) -> None:
+    """Raises InputError where tables, figures or the page are not of the present results, or something is left over."""
+    from vexkd import leftovers
+    from vexkd.report import products
+
+    with contextlib.chdir(folder):
+        problems = products.problems(settings) + leftovers.sentences(settings)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise InputError(
+            f"{settings.path}: {len(problems)} of the tables, figures and other files are not those of the present settings"
+            " and results."
+        )
+
+
+@app.command()
+def clean(
+    params: ParamsFile = Path("params.yaml"),
+    remove: Annotated[bool, typer.Option("--remove", help="remove what is listed; the default only lists it")] = False,
+) -> None:
+    """List what runs, seeds, tables and figures that the settings no longer have left in results, models and dvc.lock."""
+    from vexkd import leftovers
+    from vexkd import params as module
+
+    settings = module.load(params)
+    with contextlib.chdir(params.parent):
+        found = leftovers.find(settings)
+        for item in found:
+            print(item)
+        if remove:
+            leftovers.remove(found)
+            print(f"{len(found)} removed.")
+        elif found:
+            print("`vexkd clean --remove` removes these; DVC's cache and git's history keep what was recorded of them.")
+        else:
+            print(f"Nothing is left over from other settings than those of {params}.")
 
 
 @app.command()
@@ -445,18 +487,22 @@ app.add_typer(figure, name="figure")
 def distillation(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
     """Distilled students against their baselines, per class."""
     from vexkd import params as module
-    from vexkd.report import figures
+    from vexkd.report import figures, records
 
-    figures.distillation(params=module.load(params), results=results)
+    settings = module.load(params)
+    figures.distillation(params=settings, results=results)
+    records.of_chart("distillation", settings, results)
 
 
 @figure.command()
 def curves(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
     """Training curves of all runs."""
     from vexkd import params as module
-    from vexkd.report import figures
+    from vexkd.report import figures, records
 
-    figures.curves(params=module.load(params), results=results)
+    settings = module.load(params)
+    figures.curves(params=settings, results=results)
+    records.of_chart("curves", settings, results)
 
 
 @figure.command()
@@ -470,9 +516,11 @@ def birdseye(
     sample: SampleToken = None,
 ) -> None:
     """Points, ground truth and predictions of one keyframe from above."""
-    from vexkd.report import figures
+    from vexkd.report import figures, records, sources
 
     figures.birdseye(run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
+    places = sources.Places(results, models, infos)
+    records.of_sample("birdseye", run, places=places, seed=seed, sample=sample)
 
 
 @figure.command()
@@ -488,8 +536,11 @@ def camera(
 ) -> None:
     """Detections of two runs in the six images of one keyframe, errors marked."""
     from vexkd.report import camera as module
+    from vexkd.report import records, sources
 
     module.camera(student, run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
+    places = sources.Places(results, models, infos)
+    records.of_sample("camera", run, student=student, places=places, seed=seed, sample=sample)
 
 
 @figure.command()
@@ -505,8 +556,11 @@ def errors(
 ) -> None:
     """Detections of two runs on one keyframe from above, errors marked."""
     from vexkd.report import errors as module
+    from vexkd.report import records, sources
 
     module.errors(student, run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
+    places = sources.Places(results, models, infos)
+    records.of_sample("errors", run, student=student, places=places, seed=seed, sample=sample)
 
 
 @figure.command("energy")
@@ -520,8 +574,10 @@ def figure_energy(
 ) -> None:
     """Energy of the BEV maps of a student alone, distilled, and of its teacher; from what `vexkd inspect` wrote."""
     from vexkd.report import inspection_figures as module
+    from vexkd.report import records, sources
 
     module.energy(run, results=results, models=models, root=root, infos=infos, seed=seed)
+    records.of_sample("energy", run, places=sources.Places(results, models, infos), seed=seed)
 
 
 @figure.command("masks")
@@ -536,8 +592,11 @@ def figure_masks(
 ) -> None:
     """Where a run distils, at each level of the BEV maps; from what `vexkd inspect` wrote."""
     from vexkd.report import inspection_figures as module
+    from vexkd.report import records, sources
 
     module.masks(run, results=results, models=models, root=root, infos=infos, seed=seed, maps=maps)
+    places = sources.Places(results, models, infos, maps or Path(sources.MAPS))
+    records.of_sample("masks", run, places=places, seed=seed, maps=maps is not None)
 
 
 @figure.command("maps")
@@ -552,9 +611,11 @@ def figure_maps(
     sample: SampleToken = None,
 ) -> None:
     """Predicted against true maps of one keyframe, class by class."""
-    from vexkd.report import figures
+    from vexkd.report import figures, records, sources
 
     figures.maps(run, results=results, models=models, root=root, infos=infos, rasters=maps, seed=seed, sample=sample)
+    places = sources.Places(results, models, infos, maps)
+    records.of_sample("maps", run, places=places, seed=seed, sample=sample)
 
 
 @figure.command()

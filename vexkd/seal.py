@@ -21,6 +21,9 @@ from vexkd.geometry import needed_reach
 from vexkd.params import Params, Run
 
 FORMAT = "vexkd-weights-1"
+# Settings that do not change the model which a run deploys, nor what a sample costs it.
+_TRAINING_ALONE = {"name", "kind", "task", "start", "student", "teacher", "distill"}
+_TRAINING_ALONE |= {"bev_augment", "image_augment", "paste", "train"}
 _HEAD = 65536  # bytes of a predictions file in which its first key, "meta", ends
 
 
@@ -200,6 +203,18 @@ def refuse_other_settings(run: Run, configs: Path, seed: int, *, start: Path | N
         if problem := made_otherwise(asked, header(weights), seed):
             cure = "" if "pass those" in problem else f"; train {name} again"
             raise InputError(f"{where}: {problem}{cure}.")
+
+
+def deployed_settings(run: Run) -> dict[str, Any]:
+    """The settings that decide the model which a run deploys and what a sample costs it."""
+    values = {key: value for key, value in run.training().items() if key not in _TRAINING_ALONE}
+    return {**values, "data": values["data"]["sweeps"]}
+
+
+def model_digest(params: Params, run: Run) -> str:
+    """A hash of the settings that decide the model which a run deploys and the sample on which its work is counted."""
+    town = params.synthetic.model_dump(mode="json") if params.synthetic else None
+    return provenance.digest([deployed_settings(run), town])
 
 
 def settings_digests(run: Run) -> set[str]:

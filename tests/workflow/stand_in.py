@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from vexkd import content, params, provenance, seal
+from vexkd import content, leftovers, params, provenance, seal
 from vexkd.errors import InputError
+from vexkd.report import products, records, sources
 
 
 def main(verb: str, *arguments: str) -> None:
@@ -42,6 +43,8 @@ def parse(arguments: tuple[str, ...]) -> tuple[list[str], dict]:
             break
         if word == "--all":
             options["all"] = True
+        elif word == "--remove":
+            options["remove"] = True
         elif word == "--seeds":
             options["seeds"].append(rest.pop(0))
         elif word.startswith("--"):
@@ -242,18 +245,32 @@ def evaluate(names: list[str], options: dict) -> None:
 def table(names: list[str], options: dict) -> None:
     rows = params.load(options["params"]).table(names[0])
     scores = [Path(f"results/runs/{row}/metrics.json").read_text(encoding="utf-8").strip() for row in rows]
-    for end in ("csv", "md", "tex", "provenance.json"):
-        write(f"results/tables/{names[0]}.{end}", *zip(rows, scores, strict=True))
+    stem, settings, places = Path("results/tables") / names[0], params.load(options["params"]), sources.Places()
+    for end in records.TABLE_FILES:
+        write(f"{stem}.{end}", *zip(rows, scores, strict=True))
+    made_from, asked = sources.of_table(names[0], settings), sources.table_settings(names[0], settings)
+    record = records.of_files(stem, records.TABLE_FILES, made_from, asked, places)
+    provenance.write_json(f"{stem}.provenance.json", {"table": names[0], **record})
 
 
 def figure(names: list[str], options: dict) -> None:
     names = names[1:] if names[0] == "chart" else names
-    for end in ("png", "svg", "csv"):
+    for end in records.FIGURE_FILES:
         write(f"results/figures/{'-'.join(names)}.{end}", names)
+    if "params" in options:
+        records.of_chart(names[0], params.load(options["params"]), Path("results"))
+        return
+    kind, run = names
+    segments = {"maps": True} if kind == "masks" and "maps" in options else {}
+    student = options.get("student")
+    records.of_sample(kind, run, places=sources.Places(), seed=int(options["seed"]), student=student, **segments)
 
 
 def page(names: list[str], options: dict) -> None:
-    write("results/report.html", *sorted(Path("results").glob("tables/*.md")))
+    settings, places = params.load(options["params"]), sources.Places()
+    text = "".join(f"{file}\n" for file in sorted(Path("results").glob("tables/*.md")))
+    signed = records.signed(text, sources.of_page(settings), sources.page_settings(settings), places)
+    Path("results/report.html").write_text(signed, encoding="utf-8")
 
 
 def inspect(names: list[str], options: dict) -> None:
@@ -271,10 +288,26 @@ def latency(names: list[str], options: dict) -> None:
     write(f"results/runs/{names[0]}/latency.json", json.dumps({"weights": provenance.file_digest(weights)}))
 
 
+def summary(names: list[str], options: dict) -> None:
+    settings = params.load(options["params"])
+    made = {"parameters": 1, "settings_digest": seal.model_digest(settings, settings.run(names[0]))}
+    write(options["json"], json.dumps(made))
+
+
 def check(names: list[str], options: dict) -> None:
-    problems = seal.check(params.load(options.get("params", "params.yaml")), names=names or None)
+    settings = params.load(options.get("params", "params.yaml"))
+    problems = seal.check(settings, names=names or None)
+    if "all" in options:
+        problems += products.problems(settings) + leftovers.sentences(settings)
     if problems:
         sys.exit("\n".join(problems))
+
+
+def clean(names: list[str], options: dict) -> None:
+    found = leftovers.find(params.load("params.yaml"))
+    print(*found, sep="\n")
+    if "remove" in options:
+        leftovers.remove(found)
 
 
 SCENES = ["scene-0061", "scene-0553", "scene-0103", "scene-0916"]
@@ -296,7 +329,9 @@ VERBS = {
         page,
         inspect,
         latency,
+        summary,
         check,
+        clean,
     )
 }
 

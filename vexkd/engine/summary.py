@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vexkd import provenance
+from vexkd import provenance, seal
 from vexkd.batch import Batch, Sample, collate
 from vexkd.data.infos import load as load_infos
 from vexkd.engine import checkpoint, forecast, tasks
@@ -35,20 +35,6 @@ from vexkd.params import Params, Run
 
 # Parts that are shown by their own parts; `depth` opens those further.
 OPENED = ("camera", "camera.encoder")
-# Settings that do not change the model which a run deploys, nor what a sample costs it.
-_FREE = {
-    "name",
-    "kind",
-    "task",
-    "start",
-    "student",
-    "teacher",
-    "bev_augment",
-    "image_augment",
-    "paste",
-    "train",
-    "distill",
-}
 
 
 @dataclass(frozen=True)
@@ -129,7 +115,7 @@ def summaries(
                 batch = collate([tasks.validation_set(run, root=root, infos=load_infos(infos))[0]])
             found = summarise(params, run, batch=batch, depth=depth)
         taught = {name: teaching(params, params.run(name)) for name in members if params.run(name).teacher}
-        yield {**found.values(), "runs": members, "teaching": taught}
+        yield {**found.values(), "runs": members, "teaching": taught, "settings_digest": seal.model_digest(params, run)}
 
 
 def deployed(
@@ -199,9 +185,7 @@ def distinct(params: Params) -> dict[str, list[str]]:
     """Runs whose deployed models are one and the same, by a hash of the settings that make it."""
     groups: dict[str, list[str]] = {}
     for name, run in params.runs.items():
-        values = {key: value for key, value in run.training().items() if key not in _FREE}
-        values["data"] = values["data"]["sweeps"]
-        groups.setdefault(provenance.digest(values), []).append(name)
+        groups.setdefault(provenance.digest(seal.deployed_settings(run)), []).append(name)
     return groups
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from vexkd import provenance
 from vexkd.errors import InputError
 from vexkd.params import FigureName, Params, Run
-from vexkd.report import drawing, runs
+from vexkd.report import drawing, records, runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,7 @@ def make(name: FigureName, *, params: Params, results: Path) -> None:
     if not rows:
         raise InputError(f"{params.path}: figures.{name}: there is no row to draw; list some runs there.")
     drawn[name](rows, params, Path(results))
+    records.of_chart(name, params, Path(results))
 
 
 def blocks(rows: list[Run], params: Params, results: Path) -> None:
@@ -112,11 +113,16 @@ def latency(rows: list[Run], params: Params, results: Path) -> None:
     """Every score against the median time of one sample; an arrow leads from a student alone to its distilled ones."""
     found = []
     for run in rows:
-        measured = runs.optional(run.name, results, "latency.json")
-        if not measured:
-            path = results / "runs" / run.name / "latency.json"
+        path = results / "runs" / run.name / "latency.json"
+        if not path.is_file():
             raise InputError(
                 f"{path}: run {run.name} has no measured latency; make it with 'vexkd latency {run.name}'."
+            )
+        measured = runs.latency(run.name, results, runs.origin(run.name, results))
+        if not measured:
+            raise InputError(
+                f"{path}: this was not measured with the weights that were scored; measure again with"
+                f" 'vexkd latency {run.name}'."
             )
         metrics = runs.metrics(run.name, results)
         place = {"latency_ms": measured["median_ms"], "device": measured.get("device", "unknown device")}

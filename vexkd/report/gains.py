@@ -67,8 +67,8 @@ def unlike(run: str, params: Params, results: Path) -> list[str]:
     mine, theirs = origins.environment(own), origins.environment(alone)
     if mine != theirs:
         found.append(f"other versions ({origins.news(mine, theirs)}, not {origins.news(theirs, mine)})")
-    if origins.commits(own) != origins.commits(alone):
-        found.append("another commit")
+    if origins.code(own) != origins.code(alone):
+        found.append("another commit" if origins.commits(own) != origins.commits(alone) else "other code")
     if origins.dirty(own) != origins.dirty(alone):
         found.append("uncommitted changes" if origins.dirty(own) else "no uncommitted changes")
     seeds = [", ".join(origin["seeds"]) for origin in (own, alone)]

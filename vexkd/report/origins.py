@@ -15,6 +15,13 @@ def commits(origin: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(record.get("commit") or "unknown" for record in _records(origin)))
 
 
+def code(origin: dict[str, Any]) -> list[str]:
+    """What distinguishes the code that trained and scored a run: hashes of the package, or commits in older records."""
+    return list(
+        dict.fromkeys(record.get("package") or record.get("commit") or "unknown" for record in _records(origin))
+    )
+
+
 def dirty(origin: dict[str, Any]) -> bool:
     return any(record.get("dirty") for record in _records(origin))
 
@@ -30,8 +37,10 @@ def short(commits: list[str]) -> str:
 
 
 def usual_commits(origins: dict[str, dict[str, Any]]) -> list[str]:
-    """The commits that most rows have."""
-    return _usual([_commit_text(origin) for origin in origins.values()]).split(" ")
+    """The commits of the rows that were made by the code that most rows were made by."""
+    usual = _usual([_code_text(origin) for origin in origins.values()])
+    rows = [origin for origin in origins.values() if _code_text(origin) == usual]
+    return list(dict.fromkeys(commit for origin in rows for commit in commits(origin)))
 
 
 def _usual(values: list[str]) -> str:
@@ -55,13 +64,16 @@ def environment(origin: dict[str, Any]) -> str:
 
 def marked(params: Params, origins: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Why a row is not like the others: commit, uncommitted changes, settings, data or versions are not theirs."""
-    usual = {how: _usual([how(origin) for origin in origins.values()]) for how in (_commit_text, data, environment)}
+    usual = {how: _usual([how(origin) for origin in origins.values()]) for how in (_code_text, data, environment)}
+    usual_commit = usual_commits(origins)
     reasons = {}
     for run, origin in origins.items():
         asked = seal.settings_digests(params.run(run))
         reason = []
-        if _commit_text(origin) != usual[_commit_text] or dirty(origin):
-            reason.append(f"made at commit {short(commits(origin))}")
+        if _code_text(origin) != usual[_code_text] or dirty(origin):
+            known = not dirty(origin) and set(commits(origin)) <= set(usual_commit)
+            other = f"made by other code than most rows ({', '.join(code(origin))})"
+            reason.append(other if known else f"made at commit {short(commits(origin))}")
         if dirty(origin):
             reason.append("with uncommitted changes")
         if any(seed.get("settings_digest") not in asked for seed in origin["seeds"].values()):
@@ -76,8 +88,8 @@ def marked(params: Params, origins: dict[str, dict[str, Any]]) -> dict[str, str]
     return reasons
 
 
-def _commit_text(origin: dict[str, Any]) -> str:
-    return " ".join(commits(origin))
+def _code_text(origin: dict[str, Any]) -> str:
+    return " ".join(code(origin))
 
 
 def news(text: str, usual: str) -> str:

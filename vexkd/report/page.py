@@ -14,7 +14,7 @@ from pathlib import Path
 from vexkd import provenance
 from vexkd.errors import InputError
 from vexkd.params import Params
-from vexkd.report import run_section, runs, seen, tables
+from vexkd.report import records, run_section, runs, seen, sources, tables
 from vexkd.report.markup import Markup, element, join
 from vexkd.report.page_style import STYLE
 
@@ -72,7 +72,9 @@ def make(*, params: Params, results: Path) -> Path:
     """Write results/report.html from what is in the results folder; what is not there yet is said, not refused."""
     results = Path(results)
     path = results / "report.html"
-    provenance.write_text(path, document(params, results))
+    places = sources.Places(results)
+    names, asked = sources.of_page(params, places), sources.page_settings(params)
+    provenance.write_text(path, records.signed(document(params, results), names, asked, places))
     return path
 
 
@@ -258,10 +260,14 @@ def _names(name: str) -> tuple[str, str]:
 
 
 def _pictures(params: Params, results: Path) -> tuple[dict[str, Path], dict[str, list[Path]]]:
-    """Figures by name in the order of FIGURES, and by run those whose name ends with the run's; vector where small."""
+    """Figures by name in the order of FIGURES, and by run those whose name ends with the run's; vector where small.
+
+    Only those that the settings ask for: others are left over from earlier ones.
+    """
     folder = Path(results) / "figures"
     rank = {name: number for number, name in enumerate(FIGURES)}
-    found = sorted(folder.glob("*.png"), key=lambda path: (rank.get(path.stem, len(rank)), path.name))
+    asked = [path for name in sources.figures(params) if (path := folder / f"{name}.png").is_file()]
+    found = sorted(asked, key=lambda path: (rank.get(path.stem, len(rank)), path.name))
     general: dict[str, Path] = {}
     of_run: dict[str, list[Path]] = {name: [] for name in params.runs}
     for path in found:

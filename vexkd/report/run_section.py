@@ -34,7 +34,7 @@ def section(run: Run, params: Params, results: Path, pictures: list[Markup]) -> 
     if is_finished(run.name, results):
         metrics = runs.metrics(run.name, results)
         parts += [element("h4", "Scores"), _scores(metrics), _by_class(run.name, metrics)]
-        parts += [_curve(run.name, results), *pictures, _origin(run.name, results)]
+        parts += [_curve(run.name, results), *pictures, _origin(run.name, params, results)]
     else:
         command = f"snakemake --cores all results/runs/{run.name}/metrics.json"
         parts.append(element("p", "No results yet; ", element("code", command), " makes them."))
@@ -159,11 +159,11 @@ def chart(frame: pd.DataFrame, name: str) -> Markup:
     return element("div", picture, class_="pan", tabindex="0", role="region", aria_label=f"Training loss of {name}")
 
 
-def _origin(name: str, results: Path) -> Markup:
+def _origin(name: str, params: Params, results: Path) -> Markup:
     """Cost and provenance: in short, then the whole record."""
     origin = runs.origin(name, results)
     seeds = list(origin["seeds"].values())
-    cost = tables.cost(seeds) | tables.measured(name, results, seeds)
+    cost = tables.cost(seeds) | tables.measured(name, params, results, origin)
     units = {"parameters_millions": "Parameters (millions)", "flops_giga": "GFLOPs of one sample"}
     units |= {"latency_ms": "Latency of one sample (ms)", "gpu_hours": "GPU-hours of one training"}
     units |= {"cpu_hours": "CPU-hours of one training", "wall_hours": "Hours of one training"}

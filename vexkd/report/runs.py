@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
+from vexkd import seal
 from vexkd.errors import InputError
 from vexkd.params import Params
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SYNTHETIC = "synthetic data (embedded town), not nuScenes"
 
@@ -45,8 +47,36 @@ def optional(run: str, results: Path, name: str) -> dict[str, Any]:
     return _json(run, results, name) if (Path(results) / "runs" / run / name).is_file() else {}
 
 
+def summary(run: str, params: Params, results: Path) -> dict[str, Any]:
+    """summary.json of a run; empty where it is not there or not of the model that the settings ask for now."""
+    path = Path(results) / "runs" / run / "summary.json"
+    return _json(run, results, path.name) if path.is_file() and is_of_model(run, params, path) else {}
+
+
+def is_of_model(run: str, params: Params, path: Path) -> bool:
+    """Whether a summary counted the model that a run has now; those of earlier versions do not say so."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    made = found.get("settings_digest") if isinstance(found, dict) else None
+    return made == seal.model_digest(params, params.run(run))
+
+
+def latency(run: str, results: Path, origin: dict[str, Any]) -> dict[str, Any]:
+    """latency.json of a run; empty where it is not there or was not measured with the weights that were scored.
+
+    origin: the run's provenance.json, which names these.
+    """
+    found = optional(run, results, "latency.json")
+    scored = (origin["evaluation"].get("weights") or {}).values()
+    return found if found.get("weights") in [files.get("weights.safetensors") for files in scored] else {}
+
+
 def curve(run: str, results: Path) -> pd.DataFrame:
     """curve.csv of a run, with a `seed` column."""
+    import pandas as pd  # slow to import, and the workflow, which asks for file names alone, has no need of it
+
     path = _file(run, results, "curve.csv")
     try:
         found = pd.read_csv(path)

@@ -15,7 +15,7 @@ import pandas as pd
 from vexkd import provenance
 from vexkd.errors import InputError
 from vexkd.params import Params, Run
-from vexkd.report import gains, origins, runs
+from vexkd.report import gains, origins, records, runs, sources
 
 MARK = "†"  # a row that was not made as the others
 WEAK = "‡"  # a gain over a baseline that is weaker than public ones
@@ -58,7 +58,11 @@ def make(name: str, *, params: Params, results: Path) -> None:
     provenance.write_text(folder / f"{name}.csv", frame.to_csv(index=False))
     provenance.write_text(folder / f"{name}.md", markdown(cells))
     provenance.write_text(folder / f"{name}.tex", latex(cells))
-    provenance.write_json(folder / f"{name}.provenance.json", _record(name, params, results, made, marked))
+    places = sources.Places(results)
+    names, asked = sources.of_table(name, params, places), sources.table_settings(name, params)
+    own = records.of_files(folder / name, records.TABLE_FILES, names, asked, places)
+    record = _record(name, params, results, made, marked)
+    provenance.write_json(folder / f"{name}.provenance.json", {**record, **own})
 
 
 def read(name: str, *, params: Params, results: Path) -> Cells:
@@ -147,7 +151,7 @@ def _row(run: Run, params: Params, results: Path, origin: dict[str, Any], marked
         "unlike_baseline": ", ".join(gains.unlike(run.name, params, results)) or None,
         **_reported(run, params, metrics),
         **cost(list(origin["seeds"].values())),
-        **measured(run.name, results, list(origin["seeds"].values())),
+        **measured(run.name, params, results, origin),
         "commit": " ".join(origins.commits(origin)),
         "dirty": origins.dirty(origin),
         "marked": marked,
@@ -204,9 +208,13 @@ def cost(seeds: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def measured(run: str, results: Path, seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the finished model costs to run: size, work of one sample, time of one sample and where it was taken."""
-    summary, latency = (runs.optional(run, results, f"{name}.json") for name in ("summary", "latency"))
+def measured(run: str, params: Params, results: Path, origin: dict[str, Any]) -> dict[str, Any]:
+    """What the finished model costs to run: size, work of one sample, time of one sample and where it was taken.
+
+    Only where it was measured of this model and of the weights that were scored.
+    """
+    seeds = list(origin["seeds"].values())
+    summary, latency = runs.summary(run, params, results), runs.latency(run, results, origin)
     counted = latency | summary
     parameters = counted.get("parameters") or _mean([seed.get("parameters") for seed in seeds])
     flops = counted.get("flops") or _mean([seed.get("flops") for seed in seeds])

@@ -15,6 +15,7 @@ from vexkd import calls, needs, products, seal
 from vexkd.engine import finished
 from vexkd.errors import InputError
 from vexkd.params import PICTURES, FigureName
+from vexkd.report import sources
 
 machine.find_own_commands()
 
@@ -42,6 +43,7 @@ SCRIPTS = os.path.relpath(
 )  # from the experiment's folder: the commands hold no machine's paths
 ATTEMPT = f"python3 {shlex.quote(SCRIPTS)}/scripts/attempt.py"
 TABLE_FILES = ["csv", "md", "tex", "provenance.json"]
+FIGURE_FILES = ["png", "svg", "csv", "provenance.json"]
 
 
 wildcard_constraints:
@@ -260,45 +262,29 @@ def seed_options(wildcards):
     return " ".join(f"--seeds {seed}" for seed in SETTINGS.seeds)
 
 
-def table_needs(name):
-    """A file of every run in a table, and of the students behind its distilled rows."""
+def table_sources(wildcards):
+    return sources.of_table(wildcards.table, SETTINGS)
+
+
+def chart_sources(name=None):
+    """What a figure of several runs reads."""
 
     def files(wildcards):
-        rows = [SETTINGS.run(row) for row in SETTINGS.table(wildcards.table)]
-        names = dict.fromkeys([run.name for run in rows] + with_students(rows))
-        return expand("results/runs/{run}/{name}", run=names, name=name)
+        return sources.of_chart(name or wildcards.chart, SETTINGS)
 
     return files
 
 
-def with_students(runs):
-    """The distilled ones of some runs, each with its student."""
-    return [name for run in runs if run.student for name in (run.name, run.student)]
-
-
-def distilled_detectors():
-    return [
-        run for run in SETTINGS.runs.values() if run.student and run.task == "detection"
-    ]
-
-
-def distillation_metrics(wildcards):
-    names = sorted(set(with_students(distilled_detectors())))
-    return expand(
-        "results/runs/{run}/{name}", run=names, name=["metrics.json", "provenance.json"]
-    )
+def measurements(names):
+    """What tables and the page show of runs where it is there."""
+    return sources.measured(names, sources.Places())
 
 
 def every_figure():
-    scenes = [
-        f"maps-{name}" if is_segmenter(name) else f"birdseye-{name}"
-        for name in SETTINGS.runs
-    ]
-    charts = [file for name in SETTINGS.figures for file in named_figures(name)]
-    gains = ["distillation"] if distilled_detectors() else []
-    named = ["curves", *scenes, *gains, *charts]
     return expand(
-        "results/figures/{figure}.{end}", figure=named, end=["png", "svg", "csv"]
+        "results/figures/{figure}.{end}",
+        figure=sources.figures(SETTINGS),
+        end=FIGURE_FILES,
     )
 
 
@@ -350,21 +336,6 @@ def inspected_weights(wildcards):
 def mask_options(wildcards, input):
     """The option of `vexkd figure masks` that only a map segmentation has."""
     return given({"--maps": "artifacts/maps" if input.get("maps") else ""})
-
-
-def chart_needs(wildcards):
-    """What a chart of some rows reads: their scores, and whatever else it shows."""
-    rows = SETTINGS.figures.get(wildcards.chart, [])
-    more = {"blocks": ["curve.csv"], "latency": ["latency.json"]}
-    names = ["metrics.json", *more.get(wildcards.chart, [])]
-    files = expand("results/runs/{run}/{name}", run=rows, name=names)
-    if wildcards.chart == "missing-sensor":
-        files += expand(
-            "results/runs/{run}/metrics-without-{sensor}.json",
-            run=rows,
-            sensor=["lidar", "camera"],
-        )
-    return files
 
 
 def predictions_without(wildcards):

@@ -3,9 +3,7 @@
 
 rule table:
     input:
-        metrics=table_needs("metrics.json"),
-        records=table_needs("provenance.json"),
-        resamples=table_needs("resamples.json"),
+        table_sources,
         settings="results/settings/table-{table}.yaml",
     output:
         csv="results/tables/{table}.csv",
@@ -26,7 +24,7 @@ rule table:
 
 rule distillation:
     input:
-        metrics=distillation_metrics,
+        chart_sources("distillation"),
     output:
         png=report(
             "results/figures/distillation.png",
@@ -35,6 +33,7 @@ rule distillation:
         ),
         svg="results/figures/distillation.svg",
         csv="results/figures/distillation.csv",
+        provenance="results/figures/distillation.provenance.json",
     log:
         "logs/figure/distillation.log",
     params:
@@ -54,6 +53,7 @@ rule curves:
         ),
         svg="results/figures/curves.svg",
         csv="results/figures/curves.csv",
+        provenance="results/figures/curves.provenance.json",
     log:
         "logs/figure/curves.log",
     params:
@@ -75,6 +75,7 @@ rule birdseye:
         ),
         svg="results/figures/birdseye-{run}.svg",
         csv="results/figures/birdseye-{run}.csv",
+        provenance="results/figures/birdseye-{run}.provenance.json",
     log:
         "logs/figure/birdseye-{run}.log",
     params:
@@ -100,6 +101,7 @@ rule map_figure:
         ),
         svg="results/figures/maps-{run}.svg",
         csv="results/figures/maps-{run}.csv",
+        provenance="results/figures/maps-{run}.provenance.json",
     log:
         "logs/figure/maps-{run}.log",
     params:
@@ -112,7 +114,7 @@ rule map_figure:
 
 rule chart:
     input:
-        chart_needs,
+        chart_sources(),
         settings="results/settings/figure-{chart}.yaml",
     output:
         png=report(
@@ -122,6 +124,7 @@ rule chart:
         ),
         svg="results/figures/{chart}.svg",
         csv="results/figures/{chart}.csv",
+        provenance="results/figures/{chart}.provenance.json",
     log:
         "logs/figure/{chart}.log",
     wildcard_constraints:
@@ -145,6 +148,7 @@ rule camera:
         ),
         svg="results/figures/camera-{run}.svg",
         csv="results/figures/camera-{run}.csv",
+        provenance="results/figures/camera-{run}.provenance.json",
     log:
         "logs/figure/camera-{run}.log",
     params:
@@ -169,6 +173,7 @@ rule errors:
         ),
         svg="results/figures/errors-{run}.svg",
         csv="results/figures/errors-{run}.csv",
+        provenance="results/figures/errors-{run}.provenance.json",
     log:
         "logs/figure/errors-{run}.log",
     params:
@@ -193,6 +198,7 @@ rule energy:
         ),
         svg="results/figures/energy-{run}.svg",
         csv="results/figures/energy-{run}.csv",
+        provenance="results/figures/energy-{run}.provenance.json",
     log:
         "logs/figure/energy-{run}.log",
     params:
@@ -217,6 +223,7 @@ rule masks:
         ),
         svg="results/figures/masks-{run}.svg",
         csv="results/figures/masks-{run}.csv",
+        provenance="results/figures/masks-{run}.provenance.json",
     log:
         "logs/figure/masks-{run}.log",
     params:
@@ -235,8 +242,16 @@ rule report_page:
         expand(
             "results/runs/{run}/{name}",
             run=SETTINGS.runs,
-            name=["config.yaml", "inference.yaml", "metrics.json", "curve.csv"],
+            name=[
+                "config.yaml",
+                "inference.yaml",
+                "metrics.json",
+                "curve.csv",
+                "provenance.json",
+                "resamples.json",
+            ],
         ),
+        measurements(SETTINGS.runs),
     output:
         "results/report.html",
     log:
@@ -304,6 +319,6 @@ for name, rows in SETTINGS.figures.items():
                 expand(
                     "results/figures/{figure}.{end}",
                     figure=named_figures(name),
-                    end=["png", "svg", "csv"],
+                    end=FIGURE_FILES,
                 ),
             localrule: True

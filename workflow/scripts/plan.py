@@ -1,14 +1,18 @@
 """What this call of Snakemake makes: its frozen settings, and by content what is stale (vexkd/calls.py, vexkd/content.py)."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from vexkd import calls, content, products, seal
+from vexkd import calls, content, leftovers, products, seal
 from vexkd.calls import Call
 from vexkd.data import infos
 from vexkd.errors import InputError
+from vexkd.report.products import of_report
+
+MOST = 10  # sentences of a kind that a plan says
 
 
 def begin(workflow: Any) -> Call:
@@ -42,11 +46,22 @@ def _before_planning(workflow: Any, call: Call) -> None:
         except InputError as error:
             raise WorkflowError(str(error)) from None
         workflow.globals["call_locks"] = locks  # held until this process ends
+        _tell(call, found)
         prepare(*arguments, **options)
         workflow.dag.forcefiles.update(map(str, found.stale))
         _forget_other_inputs(workflow, {str(path) for path in found.agreed})
 
     workflow._prepare_dag = prepare_with_settings
+
+
+def _tell(call: Call, found: content.Verdicts) -> None:
+    """Say why files are to be made again, and what is left over."""
+    sentences = list(dict.fromkeys(found.stale.values()))
+    left = leftovers.sentences(call.params)
+    for lines in (sentences, left):
+        more = [f"... and {len(lines) - MOST} more such files."] if len(lines) > MOST else []
+        for line in lines[:MOST] + more:
+            print(f"{line.rstrip('.')}.", file=sys.stderr, flush=True)
 
 
 def _forget_other_inputs(workflow: Any, agreed: set[str]) -> None:
@@ -61,7 +76,8 @@ def judge(call: Call, *, works: bool) -> content.Verdicts:
     digests = content.Digests(content.MEMORY)
     version = next(iter(call.params.runs.values())).data.version
     digests.splits = infos.renew_splits(Path("artifacts/infos"), Path(call.params.root), version, write=works)
-    found = content.settle(products.of_experiment(call.params, digests), digests)
+    made = [*products.of_experiment(call.params, digests), *of_report(call.params, digests)]
+    found = content.settle(made, digests)
     digests.save()
     return found
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the code of this checkout, whatever is installed
 
-from vexkd import params, seal  # noqa: E402
+from vexkd import leftovers, params, seal  # noqa: E402
 from vexkd.errors import InputError  # noqa: E402
+from vexkd.report import products  # noqa: E402
 
 PARAMS = Path("params.yaml")
 
@@ -36,11 +37,16 @@ def make(target: str) -> None:
 
 
 def refuse_unmade() -> None:
-    """Tables and figures carry no settings: whether they are those of now, only the plan tells."""
+    """Whether everything is there that is asked for, the plan tells."""
     if "Nothing to be done" not in snakemake("all", options=("--dry-run",), quiet=True):
         raise InputError(
             "some files are still to be made (`snakemake --profile local -n` lists them); run snakemake first."
         )
+
+
+def everything_wrong(settings: params.Params) -> list[str]:
+    """One sentence for each file that is not what the settings ask for now, or is left over from others."""
+    return [*seal.check(settings), *products.problems(settings), *leftovers.sentences(settings)]
 
 
 def record() -> None:
@@ -63,7 +69,7 @@ def main(target: str) -> None:
     make(target)
     if PARAMS.read_text(encoding="utf-8") != before:
         raise InputError(f"{PARAMS} changed while this ran, so nothing is recorded; run `dvc repro` again.")
-    problems = seal.check(params.load(PARAMS)) if target == "all" else []
+    problems = everything_wrong(params.load(PARAMS)) if target == "all" else []
     if problems:
         raise InputError("\n".join([*problems, "Nothing is recorded."]))
 
