@@ -12,6 +12,7 @@ LAYERS = [
     {
         "code",
         "params",
+        "settings_checks",
         "geometry",
         "boxes",
         "batch",

@@ -17,7 +17,7 @@ import yaml
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vexkd import provenance
+from vexkd import provenance, settings_checks
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
@@ -42,7 +42,7 @@ MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark
 class Strict(BaseModel):
     """A block of settings: unknown keys and silent conversions are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class Data(Strict):
@@ -515,6 +515,8 @@ class Run(Strict):
         trouble = self.distill.trouble(task=self.task, student=self.head) if self.distill is not None else None
         if trouble is not None:
             raise ValueError(f"distill.{trouble}")
+        for problem in settings_checks.problems(self):
+            raise ValueError(problem)
         return self
 
     def training(self) -> dict[str, Any]:
@@ -550,7 +552,7 @@ class Params(Strict):
 
     path: str
     root: str
-    seeds: Annotated[list[int], Len(1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Len(1)]
     synthetic: Synthetic | None
     runs: dict[str, Run]
     tables: dict[str, list[str]]
@@ -558,6 +560,12 @@ class Params(Strict):
     floors: dict[str, Reported] = Field(description="best public score of a student alone: below it a gain is marked")
     figures: dict[FigureName, list[str]] = Field(description="rows of the figures that not every run belongs to")
     raw: dict[str, Any] = Field(repr=False)
+
+    @model_validator(mode="after")
+    def _each_seed_once(self) -> Params:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: a seed stands twice, and its result would count twice; name each once")
+        return self
 
     def run(self, name: str) -> Run:
         """The row of this name; an unknown one is refused with the nearest known name."""
@@ -807,6 +815,9 @@ def _refuse_teachers(params: Params) -> None:
         trouble = run.distill.trouble(task=run.task, student=run.head, teacher=teacher.head, fusion=teacher.fusion)
         if trouble is not None:
             raise InputError(f"{params.path}: distilled.{name}: distill.{trouble}.")
+        unlike = settings_checks.unlike_teacher(run, teacher)
+        if unlike is not None:
+            raise InputError(f"{params.path}: distilled.{name}: {unlike}.")
 
 
 def _refuse_pictures(params: Params) -> None:
