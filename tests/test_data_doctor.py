@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from test_data_tiny import RINGS, VERSION, real_keyframe, write
 
-from vexkd.data import doctor, file_checks, tables
+from vexkd.data import doctor, file_checks, images, tables
 from vexkd.data import infos as info_tools
 from vexkd.data import manifest as manifest_tools
 from vexkd.errors import InputError
@@ -214,3 +216,30 @@ def test_real_image_cut_anywhere():
     assert file_checks.image_problem(data, (1600, 800)) == "the image is 1600x900 instead of 1600x800"
     cuts = [*range(1, 50), *range(50, len(data), 4999), len(data)]
     assert all(file_checks.image_problem(data[: len(data) - cut], (1600, 900)) for cut in cuts)
+
+
+@pytest.mark.parametrize("hole", ["zeros", "ones", "random", "left out"])
+def test_a_hole_in_a_real_image_is_seen(hole):
+    data = _some(real_keyframe(), "samples/CAM_FRONT/*").read_bytes()
+    middle, length = len(data) // 2, 4000
+    noise = np.random.default_rng(0).integers(0, 255, length, dtype=np.uint8).tobytes()
+    filling = {"zeros": bytes(length), "ones": b"\xff" * length, "random": noise, "left out": b""}[hole]
+    damaged = data[:middle] + filling + data[middle + length :]
+    assert file_checks.image_problem(damaged, (1600, 900)).startswith("the image ")
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGBA", "P", "CMYK"])
+def test_an_image_of_another_kind_is_named(tmp_path, mode):
+    path = tmp_path / ("x.jpg" if mode in ("L", "CMYK") else "x.png")
+    Image.new(mode, (64, 36)).save(path)
+    words = f"holds pixels of the kind {mode}, not 8-bit RGB"
+    assert file_checks.image_problem(path.read_bytes(), (64, 36)) == f"the image {words}"
+    with pytest.raises(InputError, match=re.escape(f"x{path.suffix} {words}")):
+        images.read_image(path)
+
+
+def test_a_turned_image_is_named(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 36)).save(tmp_path / "x.jpg", exif=exif)
+    assert "marked as turned" in file_checks.image_problem((tmp_path / "x.jpg").read_bytes(), (64, 36))

@@ -68,7 +68,7 @@ def pair(town, tmp_path_factory) -> Path:
     ("case", "weights", "curve"),
     [
         ("supervision", 5e-3, 1e-3),
-        ("supervision in parts", 5e-3, 1e-3),
+        ("supervision in parts", 1e-2, 1e-3),  # 0.007 on an AMD EPYC, where one more L1 turns its sign
         ("distillation", 1e-4, 1e-4),
         ("fusion teacher", 2e-2, 1e-2),
         ("synchronised supervision", 5e-3, 5e-2),
@@ -333,7 +333,7 @@ def test_a_full_disk_leaves_the_last_state_and_the_rerun_is_exact(alone, town, t
         train_alone(town, tmp_path, Pace(checkpoint_minutes=0.0))
     monkeypatch.undo()
     (folder,) = tmp_path.glob("scratch/*/*")
-    assert [path.name for path in folder.iterdir()] == ["state.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["attempts.json", "state.safetensors"]
     assert json.loads(position_of(folder / "state.safetensors"))["step"] == 2
     assert same(train_alone(town, tmp_path), alone)
 

@@ -305,6 +305,14 @@ def test_submission_is_in_the_global_frame():
     assert entry["rotation"] == pytest.approx([math.cos(math.pi / 4), 0, 0, math.sin(math.pi / 4)], abs=1e-5)
 
 
+def test_a_size_that_rounds_to_nothing_is_written_as_scoring_accepts_it():
+    from vexkd.batch import Detections
+
+    box = torch.tensor([[2.0, 1.0, 0.5, 4e-5, 1e-7, 1.5, 0.0, 3.0, 0.0]])
+    found = Detections(boxes=box, scores=torch.tensor([0.9]), labels=torch.tensor([9]))
+    assert submission("t", found, np.eye(4), limit=1)[0]["size"] == [1e-4, 1e-4, 1.5]
+
+
 def test_attributes_follow_the_speed():
     assert attribute("car", 1.0) == "vehicle.moving"
     assert attribute("bus", 0.1) == "vehicle.stopped"

@@ -73,7 +73,7 @@ def test_a_wait_for_processes_that_never_come_says_so_and_hears_signals():
         "processes.start_processes('cpu')"
     )
     ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    env = {**os.environ, **ranks, "MASTER_PORT": "29731", environment.MARK: "1"}
+    env = {**os.environ, **ranks, "MASTER_PORT": "29731", environment.MARK: "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=env)
     try:
         assert "waits for the other 1 of this job at 127.0.0.1:29731" in run.stderr.readline()

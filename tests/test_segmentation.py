@@ -193,7 +193,7 @@ def test_the_chain_of_segmenters(desk, tmp_path):
     teacher = train("fusion-seg", start=start)
     student = train("centerpoint-seg-vexkd", teacher=teacher)
     header = checkpoint.read_header(student)
-    assert set(header["inputs"]) == {"infos", "maps", "teacher"}
+    assert set(header["inputs"]) == {"infos", "maps", "samples", "teacher"}
     assert header["inputs"]["maps"] == seal.content_digest(desk.folder / "artifacts/maps")
     assert load_file(student).keys() == bev_model.build(desk.settings.run("centerpoint-seg")).state_dict().keys()
     curve = pd.read_csv(student.parent / "curve.csv")

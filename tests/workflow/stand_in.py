@@ -118,7 +118,7 @@ def infos(names: list[str], options: dict) -> None:
 
 def paste(names: list[str], options: dict) -> None:
     folder, out = Path("artifacts/infos"), Path(options["out"])
-    recipe = {"split": options["split"], "samples": content.split_digests(folder)[options["split"]]}
+    recipe = {"split": options["split"], "samples": content.split_digests(folder).get(options["split"])}
     recipe |= {"min_points": int(options["min-points"]), "sweeps": int(options["sweeps"])}
     recipe["infos"] = seal.content_digest(folder)
     write(out / "points.npy", *recipe.items())
@@ -161,7 +161,7 @@ def train(names: list[str], options: dict) -> None:
         if (name in sources) != (name in options):
             sys.exit(f"{run.name}: --{name} does not fit the settings")
     recorded = {name: seal.content_digest(path) for name, path in sources.items()}
-    recorded["samples"] = content.split_digests(Path(options["infos"]))[run.data.train_split]
+    recorded["samples"] = content.split_digests(Path(options["infos"])).get(run.data.train_split)
     metadata = {
         "format": seal.FORMAT,
         "settings": json.dumps(run.training()),

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vexkd import boxes as box_tools
+from vexkd.data.images import kind_problem
 from vexkd.data.points import POINT_BYTES
 
 MAX_GAP = np.deg2rad(3.0)  # widest sector that a whole sweep may leave empty
@@ -105,14 +106,35 @@ def image_problem(data: bytes, size: tuple[int, int]) -> str:
         return "the file is empty"
     try:
         with Image.open(io.BytesIO(data)) as image:
-            found = image.size
+            found, kind = image.size, kind_problem(image)
             image.draft("RGB", (found[0] // 8, found[1] // 8))  # reads the whole stream, but computes few pixels
             image.load()
     except (OSError, SyntaxError, ValueError) as error:
         return f"the image cannot be decoded ({error})"
     if not data.rstrip(b"\0").endswith(b"\xff\xd9") and data.startswith(b"\xff\xd8"):
         return "the image is cut: its end marker is missing"
-    return "" if found == tuple(size) else f"the image is {found[0]}x{found[1]} instead of {size[0]}x{size[1]}"
+    if kind:
+        return f"the image {kind}"
+    if found != tuple(size):
+        return f"the image is {found[0]}x{found[1]} instead of {size[0]}x{size[1]}"
+    complaint = _decoder_complaint(data)
+    return f"the image is damaged inside ({complaint})" if complaint else ""
+
+
+def _decoder_complaint(data: bytes) -> str:
+    """What libjpeg says of a JPEG that it decodes all the same, filling what it cannot read; "" if nothing.
+
+    An eighth of the size is decoded: all of the stream is read. A hole of a few bytes may decode without a complaint.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return ""
+    import simplejpeg  # Pillow and OpenCV tell nobody
+
+    try:
+        simplejpeg.decode_jpeg(data, min_height=1, min_width=1, min_factor=1, strict=True)
+    except ValueError as error:
+        return str(error).strip()
+    return ""
 
 
 def png_problem(data: bytes) -> str:

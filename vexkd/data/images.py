@@ -17,6 +17,7 @@ from vexkd.errors import InputError
 # ImageNet statistics of RGB images in 0..255.
 MEAN = np.array([123.675, 116.28, 103.53], dtype=np.float32)
 STD = np.array([58.395, 57.12, 57.375], dtype=np.float32)
+_ORIENTATION = 0x0112  # EXIF's tag: 1 is upright
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,28 @@ class ImageDraw:
     colours: Colours | None = None
 
 
+def kind_problem(image: Image.Image) -> str:
+    """Why an opened image is not what nuScenes' cameras write, 8-bit RGB and upright, in words; "" if it is."""
+    if image.mode != "RGB":
+        return f"holds pixels of the kind {image.mode}, not 8-bit RGB"
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        return "is marked as turned (EXIF orientation), which calibrations know nothing of"
+    return ""
+
+
 def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Image.Image:
     """A fully decoded RGB image; `size` is the (width, height) that the tables promise.
 
-    Raises InputError that names the file if it is missing, cut, undecodable or of another size.
+    Raises InputError that names the file if it is missing, cut, undecodable, no 8-bit RGB or of another size.
     """
     try:
         with Image.open(path) as opened:
+            problem = kind_problem(opened)
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"image {path} cannot be decoded ({error}): download it again.") from None
+    if problem:
+        raise InputError(f"image {path} {problem}: download it again, or convert it.")
     if size is not None and image.size != tuple(size):
         raise InputError(
             f"image {path} is {image.width}x{image.height} instead of {size[0]}x{size[1]}: download it again."

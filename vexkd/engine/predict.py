@@ -37,6 +37,8 @@ _ATTRIBUTES = {
     **{name: ("vehicle.moving", "vehicle.parked") for name in _VEHICLES - {"bus"}},
     **{name: ("cycle.with_rider", "cycle.without_rider") for name in ("motorcycle", "bicycle")},
 }
+# Metres, the last of the four decimals that are written: scoring refuses a file with a size of zero.
+_SMALLEST = 1e-4
 
 
 def scene_batches(scenes: Sequence[str], *, batch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
@@ -160,7 +162,7 @@ def submission(token: str, found: Detections, global_from_lidar: np.ndarray, *, 
             {
                 "sample_token": token,
                 "translation": [round(float(v), 4) for v in box[:3]],
-                "size": [round(float(v), 4) for v in box[[4, 3, 5]]],  # w l h
+                "size": [max(_SMALLEST, round(float(v), 4)) for v in box[[4, 3, 5]]],  # w l h
                 "rotation": [round(float(v), 6) for v in geometry.yaw_rotation(box[6]).elements],
                 "velocity": [round(float(v), 4) for v in box[7:9]],
                 "detection_name": name,
