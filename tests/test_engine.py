@@ -310,7 +310,7 @@ def test_a_size_that_rounds_to_nothing_is_written_as_scoring_accepts_it():
 
     box = torch.tensor([[2.0, 1.0, 0.5, 4e-5, 1e-7, 1.5, 0.0, 3.0, 0.0]])
     found = Detections(boxes=box, scores=torch.tensor([0.9]), labels=torch.tensor([9]))
-    assert submission("t", found, np.eye(4), limit=1)[0]["size"] == [1e-4, 1e-4, 1.5]
+    assert submission("t", found, torch.eye(4, dtype=torch.float64).numpy(), limit=1)[0]["size"] == [1e-4, 1e-4, 1.5]
 
 
 def test_attributes_follow_the_speed():

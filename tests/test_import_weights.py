@@ -806,3 +806,40 @@ def test_a_table_takes_the_longest_name_and_keeps_ends():
     assert result.missing == ["other"]
     assert result.unexpected == ["more"]
     assert not result.foreign
+
+
+RAW, AVERAGED = (
+    {"a.weight": torch.zeros(2), "b.bias": torch.zeros(1)},
+    {"a.weight": torch.ones(2), "b.bias": torch.ones(1)},
+)
+TWO_SETS = {
+    "mmengine": {
+        "state_dict": AVERAGED,
+        "ema_state_dict": {f"module.{k}": v for k, v in RAW.items()} | {"steps": torch.ones(1)},
+    },
+    "mmcv": {"state_dict": AVERAGED | {f"ema_{k.replace('.', '_')}": v for k, v in RAW.items()}},
+    "timm": {"state_dict": RAW, "state_dict_ema": AVERAGED},
+    "ema beside model": {"model": RAW, "ema": AVERAGED},
+    "prefix": {"state_dict": RAW | {f"model_ema.{k}": v for k, v in AVERAGED.items()}},
+    "flat": RAW | {f"ema.{k}": v for k, v in AVERAGED.items()},
+}
+
+
+@pytest.mark.parametrize("layout", TWO_SETS)
+def test_of_raw_and_averaged_weights_one_must_be_named(tmp_path, layout):
+    path = tmp_path / "both.pth"
+    torch.save(TWO_SETS[layout], path)
+    with pytest.raises(InputError, match=r"both\.pth: it holds raw weights and their moving average.*--weights raw or"):
+        files.read(path)
+    for wanted, expected in (("raw", RAW), ("averaged", AVERAGED)):
+        found = {key: value for key, value in files.read(path, wanted).items() if key != "steps"}
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_one_set_is_taken_as_it_is(tmp_path):
+    path = tmp_path / "one.pth"
+    torch.save({"state_dict": RAW, "ema_state_dict": {}}, path)
+    assert files.read(path).keys() == RAW.keys()
+    with pytest.raises(InputError, match="one set of weights"):
+        files.read(path, "averaged")

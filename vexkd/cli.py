@@ -370,6 +370,10 @@ def import_weights(
         Literal["current", "legacy"] | None,
         typer.Option(help="its boxes: legacy before mmdetection3d 1.0; default: legacy for bevformer, else current"),
     ] = None,
+    weights: Annotated[
+        Literal["raw", "averaged"] | None,
+        typer.Option(help="which set, where the file holds raw weights and their moving average"),
+    ] = None,
 ) -> None:
     """Turn a published checkpoint into weights of a run, with a report of what fitted (docs/WEIGHTS.md)."""
     import warnings
@@ -379,7 +383,8 @@ def import_weights(
     from vexkd import params as module
     from vexkd.engine.published import convert
 
-    print(convert.write(module.load(params).run(run), file, out, origin=origin, part=part, boxes=boxes))
+    row = module.load(params).run(run)
+    print(convert.write(row, file, out, origin=origin, part=part, boxes=boxes, weights=weights))
 
 
 @app.command("fetch-weights")

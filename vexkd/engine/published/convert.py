@@ -34,14 +34,22 @@ _DETECTORS: dict[str, Callable[..., Layout]] = {
 
 
 def write(
-    run: Run, file: Path, out: Path, *, origin: Origin, part: Part | None = None, boxes: Boxes | None = None
+    run: Run,
+    file: Path,
+    out: Path,
+    *,
+    origin: Origin,
+    part: Part | None = None,
+    boxes: Boxes | None = None,
+    weights: files.Kept | None = None,
 ) -> str:
     """Import `file` for a run and write `out`; returns the report. What the file does not give keeps its random start.
 
     part: what must be complete, default all, and for files of a backbone alone the backbone. boxes: the convention of the
-    file's boxes, legacy for those from before mmdetection3d 1.0; default: legacy for bevformer, else current. Where `out` is
-    a run's weights.safetensors, the records that stand beside it in a trained run are written too. Raises InputError where
-    the required part is not complete, with the report in front of the sentence, and then writes nothing.
+    file's boxes, legacy for those from before mmdetection3d 1.0; default: legacy for bevformer, else current. weights: which
+    of two sets, raw or averaged (`files.read`). Where `out` is a run's weights.safetensors, the records that stand beside it
+    in a trained run are written too. Raises InputError where the required part is not complete, with the report in front of
+    the sentence, and then writes nothing.
     """
     alone = origin not in _DETECTORS
     part = part or ("backbone" if alone else "all")
@@ -52,7 +60,7 @@ def write(
     torch.manual_seed(0)  # what stays new is the same each time
     model = bev_model.build(run)
     own = model.state_dict()
-    result = convert(run, own, files.read(file), origin=origin, legacy=boxes == "legacy")
+    result = convert(run, own, files.read(file, weights), origin=origin, legacy=boxes == "legacy")
     lines = report(result, part)
     trouble = _trouble(result, part)
     if trouble:
@@ -60,8 +68,9 @@ def write(
         raise InputError(f"{file}: {trouble}, so {out} was not written.")
     model.load_state_dict({**own, **result.tensors})
     new = sorted({".".join(key.split(".")[:2]) for key in _unfilled(result) if not key.endswith("num_batches_tracked")})
+    chosen = {"weights": weights} if weights else {}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    _save(out, model, run, _record(run, file, parameters, origin=origin, part=part, boxes=boxes, new=new))
+    _save(out, model, run, _record(run, file, parameters, origin=origin, part=part, boxes=boxes, new=new, **chosen))
     return "\n".join([*lines, f"{file} -> {out}"])
 
 
