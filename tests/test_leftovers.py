@@ -50,6 +50,9 @@ def test_only_what_the_workflow_makes_is_left_over(tmp_path, settings):
     found = leftovers.find(settings)
     assert sorted(str(file) for item in found for file in item.files) == sorted(left)
     assert any("seed 7 of fusion-det" in str(item) for item in found)
+    said = leftovers.sentences(settings)  # settings alone are no results
+    assert len(said) == len(found) - 1
+    assert all("`vexkd clean --remove` removes them" in sentence for sentence in said)
     leftovers.remove(found)
     assert all((tmp_path / name).is_file() for name in own)
     assert not any((tmp_path / name).exists() for name in left)

@@ -38,6 +38,11 @@ class LeftOver:
     files: tuple[Path, ...]
     stage: str = ""
 
+    @property
+    def holds_results(self) -> bool:
+        """Whether it could be taken for a result; settings are written by a mere look at the plan, too."""
+        return any(file.suffix != ".yaml" and file.parts[0] != "logs" for file in self.files)
+
     def __str__(self) -> str:
         if self.stage:
             return f"{LOCK}: the stage {self.stage} is of {self.what}."
@@ -51,8 +56,8 @@ def find(params: Params) -> list[LeftOver]:
 
 
 def sentences(params: Params) -> list[str]:
-    """One sentence for each thing left over, which says what to do."""
-    return [f"{str(item).rstrip('.')}; {_CURE}." for item in find(params)]
+    """One sentence for each thing left over that holds results, which says what to do."""
+    return [f"{str(item).rstrip('.')}; {_CURE}." for item in find(params) if item.holds_results]
 
 
 def remove(found: Iterable[LeftOver]) -> None:
