@@ -85,13 +85,14 @@ def of_table(name: str, params: Params, places: Places = Places()) -> list[str]:
         for run in with_students(params, rows)
         for file in ("metrics.json", "provenance.json", "resamples.json")
     ]
-    return needed + measured(rows, places)
+    return needed + measured(rows, params, places)
 
 
-def measured(rows: Iterable[str], places: Places) -> list[str]:
-    """What is shown of these runs where it is there."""
+def measured(rows: Iterable[str], params: Params, places: Places = Places()) -> list[str]:
+    """What is shown of these runs where it is there, or will be since a figure asks for it."""
     names = [f"results/runs/{run}/{file}" for run in dict.fromkeys(rows) for file in MEASURED]
-    return [name for name in names if places.path(name).is_file()]
+    drawn = [f"results/runs/{run}/latency.json" for run in params.figures.get("latency", [])]
+    return [name for name in names if name in drawn or places.path(name).is_file()]
 
 
 def of_figure(name: str, params: Params) -> list[str]:
@@ -137,10 +138,10 @@ def of_sample(kind: str, run: str, *, student: str | None = None, seed: int, map
 
 def of_page(params: Params, places: Places = Places()) -> list[str]:
     """What the page shows: of its runs and figures what is there."""
-    files = ("metrics.json", "curve.csv", "provenance.json", "resamples.json", *MEASURED)
+    files = ("metrics.json", "curve.csv", "provenance.json", "resamples.json")
     names = [f"results/runs/{run}/{file}" for run in params.runs for file in files]
     names += [f"results/figures/{figure}.{end}" for figure in figures(params) for end in ("png", "svg", "csv")]
-    return [name for name in names if places.path(name).is_file()]
+    return [name for name in names if places.path(name).is_file()] + measured(params.runs, params, places)
 
 
 # ---- settings

@@ -277,7 +277,7 @@ def chart_sources(name=None):
 
 def measurements(names):
     """What tables and the page show of runs where it is there."""
-    return sources.measured(names, sources.Places())
+    return sources.measured(names, SETTINGS)
 
 
 def every_figure():
