@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="VeXKD as a workflow. Data: synthesize, doctor, infos, paste, maps. "
-    "Runs: configure, train, predict, inspect, evaluate, check. "
+    "Runs: configure, train, predict, submission, inspect, evaluate, check. "
     "Models: summary, latency, export, import-weights, fetch-weights. Results: table, figure, page, readme. "
     "Around it: preflight, forecast, status, tensorboard.",
 )
@@ -69,6 +69,9 @@ def synthesize(
     tables_only: Annotated[
         bool, typer.Option("--tables-only", help="no sensor files: for measuring preparation")
     ] = False,
+    test_scenes: Annotated[
+        int, typer.Option(min=0, help="scenes of a v1.0-test set beside it, without annotations")
+    ] = 0,
 ) -> None:
     """Write the embedded data set: a procedural town in nuScenes' own format."""
     from vexkd.synthetic.tables import synthesize as make
@@ -84,6 +87,7 @@ def synthesize(
         sweeps_per_sample=sweeps,
         workers=workers,
         sensors=not tables_only,
+        test_scenes=test_scenes,
     )
 
 
@@ -262,6 +266,9 @@ def predict(
     drop: Annotated[
         Literal["lidar", "camera"] | None, typer.Option(help="do without this one of two sensors, as if it had failed")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="split to predict, such as nuScenes' test; default: the one that is scored")
+    ] = None,
     threads: Threads = None,
     device: Device = None,
 ) -> None:
@@ -280,7 +287,29 @@ def predict(
         threads=threads,
         device=device,
         drop=drop,
+        split=split,
     )
+
+
+@app.command()
+def submission(
+    run: RunName,
+    predictions: Annotated[Path, typer.Option(help="what `vexkd predict --split test` wrote")],
+    weights: Annotated[Path, typer.Option(help="models/RUN/seedK/weights.safetensors that predicted it")],
+    infos: Annotated[Path, typer.Option(help="folder that `vexkd infos` wrote of the test version")],
+    manifest: Annotated[Path, typer.Option(help="what `vexkd doctor` wrote of the test version")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="zip to write; a note of its making goes beside it, .json")],
+    settings: Annotated[Path, typer.Option(help="folder of each run's config.yaml and inference.yaml")] = Path(
+        "results/runs"
+    ),
+    seed: Seed = 0,
+) -> None:
+    """Check predictions of nuScenes' test split and zip them for its evaluation server."""
+    from vexkd import params
+    from vexkd.evaluate import submission as module
+
+    row = params.read_run(settings / run / "config.yaml", settings / run / "inference.yaml")
+    print(module.write(row, seed, predictions=predictions, weights=weights, infos=infos, manifest=manifest, out=out))
 
 
 @app.command()

@@ -257,11 +257,12 @@ def predict(
     threads: int | None,
     device: str | None,
     drop: str | None = None,
+    split: str | None = None,
 ) -> None:
     """Predict the validation split with trained weights; their own settings decide, `config` only checks them.
 
-    drop: a sensor to do without. Several processes share the scenes; the file is the same, byte for byte, whatever their
-    number.
+    drop: a sensor to do without. split: another one to predict, such as nuScenes' test split with the infos of its version.
+    Several processes share the scenes; the file is the same, byte for byte, whatever their number.
     """
     processes.mark_messages()
     if threads:
@@ -270,6 +271,8 @@ def predict(
     model, run = checkpoint.load_model(weights, expected=expected)
     if inference is not None:
         run = params.with_inference(run, inference)
+    if split is not None:
+        run = run.model_copy(update={"data": run.data.model_copy(update={"val_split": split})})
     ending = seal.predictions_path("", run, 0).suffix
     if out.suffix != ending:
         raise InputError(f"{out}: predictions of a {run.task} run are a {ending} file; name one with --out.")

@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,19 +150,9 @@ def _predicted(nusc: Any, path: Path, truth: Any, split: str, custom: bool, sett
     from nuscenes.eval.common import loaders
     from nuscenes.eval.common.data_classes import EvalBoxes
 
-    results = _results(path)
+    results = _content(path)["results"]
     wanted = truth.sample_tokens
-    missing = [token for token in wanted if token not in results]
-    if missing:
-        raise InputError(
-            f"{path}: {len(missing)} of the {len(wanted)} samples of split '{split}' are missing, the first is "
-            f"{missing[0]}; predict the whole split (a sample without boxes keeps an empty list)."
-        )
-    extra = sorted(set(results) - set(wanted))
-    if extra and not custom:  # as the devkit: only its own splits must match exactly
-        raise InputError(
-            f"{path}: {len(extra)} samples are not in split '{split}', the first is {extra[0]}; predict that split."
-        )
+    _refuse_other_samples(path, results, wanted, split, more=custom)
     boxes = EvalBoxes()
     for token in wanted:
         boxes.add_boxes(token, _boxes_of(path, token, results[token], settings.max_boxes_per_sample))
@@ -171,14 +161,55 @@ def _predicted(nusc: Any, path: Path, truth: Any, split: str, custom: bool, sett
     return loaders.filter_eval_boxes(nusc, loaders.add_center_dist(nusc, boxes), settings.class_range)
 
 
-def _results(path: Path) -> dict[str, Any]:
-    """The `results` of a submission file."""
+def read_submission(path: Path, wanted: Sequence[str], *, split: str, most: int) -> tuple[dict[str, Any], int]:
+    """The content of a submission file that holds these samples and no others, each box checked, and how many boxes it has.
+
+    wanted: the sample tokens of the split. most: boxes that a sample may have. Raises InputError as scoring does, and for
+    an attribute that the box's class does not have.
+    """
+    from nuscenes.eval.detection.utils import detection_name_to_rel_attributes
+
+    attributes = {name: ("", *detection_name_to_rel_attributes(name)) for name in CLASSES}
+    content = _content(path)
+    results = content["results"]
+    _refuse_other_samples(path, results, wanted, split, more=False)
+    count = 0
+    for token in wanted:
+        for index, box in enumerate(_boxes_of(path, token, results[token], most)):
+            count += 1
+            if box.attribute_name not in attributes[box.detection_name]:
+                raise InputError(
+                    f"{path}: sample {token}, box {index}: a {box.detection_name} has no attribute"
+                    f" {box.attribute_name}; predict again."
+                )
+    return content, count
+
+
+def _refuse_other_samples(
+    path: Path, results: dict[str, Any], wanted: Sequence[str], split: str, *, more: bool
+) -> None:
+    """The samples of a split are all there; none beside them but where `more` says so, as the devkit does for its own."""
+    missing = [token for token in wanted if token not in results]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of the {len(wanted)} samples of split '{split}' are missing, the first is "
+            f"{missing[0]}; predict the whole split (a sample without boxes keeps an empty list)."
+        )
+    extra = sorted(set(results) - set(wanted))
+    if extra and not more:
+        raise InputError(
+            f"{path}: {len(extra)} samples are not in split '{split}', the first is {extra[0]}; predict that split."
+        )
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A submission file with its `meta` and `results`."""
     content = _read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise InputError(f"{path}: there is no mapping 'results'; write nuScenes' detection submission format.")
     if not isinstance(content.get("meta"), dict):
         raise InputError(f"{path}: there is no mapping 'meta'; write nuScenes' detection submission format.")
-    return content["results"]
+    return content
 
 
 def _boxes_of(path: Path, token: str, rows: Any, most: int) -> list[Any]:

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,7 @@ EPOCH = 1_530_000_000_000_000  # microseconds, the first scene's first keyframe
 ANNOTATED_RANGE = 60.0  # metres around the ego vehicle
 PITCH = 370.0  # metres between districts of one location
 MASK_SCALE = 10  # map mask pixels a metre
+TEST_VERSION = "v1.0-test"
 TRAINVAL_SCENES, TRAINVAL_SAMPLES = 850, 34_149
 
 
@@ -110,6 +111,7 @@ class ScenePlan:
     location: str
     slot: int  # which district of the location
     samples: int
+    labelled: bool = True  # nuScenes keeps the annotations of its test scenes to itself
 
 
 def token(*key: object) -> str:
@@ -181,6 +183,19 @@ def plan_scenes(scenes: int, samples: int | None) -> tuple[str, list[ScenePlan]]
     return "v1.0-mini" if mini else "v1.0-trainval", plans
 
 
+def plan_test(scenes: int, plans: list[ScenePlan]) -> list[ScenePlan]:
+    """Scenes of nuScenes' test split in the districts of those that are planned, so that the maps cover them."""
+    from nuscenes.utils import splits
+
+    if scenes > len(splits.test):
+        raise InputError(f"test_scenes must be 0 to {len(splits.test)}, not {scenes}.")
+    like = itertools.cycle(plans)
+    return [
+        replace(next(like), index=len(plans) + number, name=name, labelled=False)
+        for number, name in enumerate(sorted(splits.test)[:scenes])
+    ]
+
+
 class SceneWriter:
     """Makes one scene: its rows by table, and its sensor files under the root."""
 
@@ -223,6 +238,8 @@ class SceneWriter:
             points = self._lidar(sample_token, time)
             self._annotate(sample_token, number, points, shown, seen)
         self._close(sample_tokens, seen)
+        if not self.plan.labelled:
+            self.rows |= {"instance": [], "sample_annotation": []}
         return {name: ",\n".join(map(json.dumps, rows)) for name, rows in self.rows.items() if rows}
 
     def seconds(self, time: int) -> float:
@@ -585,6 +602,7 @@ def synthesize(
     workers: int | None = None,
     sensors: bool = True,
     progress: bool = True,
+    test_scenes: int = 0,
 ) -> None:
     """Write a nuScenes data set of a procedural town to `out`.
 
@@ -592,7 +610,8 @@ def synthesize(
     the validation split from two scenes on. samples is the number of keyframes a scene, at 2 Hz (None: 10, or
     nuScenes' own mean length in a trainval set); image_size is (width, height); sweeps_per_sample counts the LiDAR
     sweeps up to each keyframe's own, which is included, at 20 Hz (1 to 10); crowd scales the number of actors (None:
-    1, or 0.17 in a trainval set, nuScenes' own density); sensors=False writes tables and maps only. The result
+    1, or 0.17 in a trainval set, nuScenes' own density); sensors=False writes tables and maps only. test_scenes is
+    the number of scenes of a v1.0-test set beside it, without annotations. The result
     depends on these settings and the seed, not on workers (None: one a core). Raises InputError for settings out of
     range and where `out` is not a new or empty folder; nothing is left at `out` when writing fails.
     """
@@ -604,12 +623,16 @@ def synthesize(
         crowd = 1.0 if version == "v1.0-mini" else 0.17
     recipe = Recipe(seed, tuple(image_size), beams, azimuths, sweeps_per_sample, sensors, crowd)
     _check(recipe, plans[0].samples)
+    tested = plan_test(test_scenes, plans)
     root = out.parent / f".{out.name}.partial-{os.getpid()}"
     folders = [f"samples/{channel}" for channel in (LIDAR, *CAMERAS)] + [f"sweeps/{LIDAR}", "maps/expansion", version]
     try:
         for folder in folders:
             (root / folder).mkdir(parents=True)
         _write_all(root, version, recipe, plans, workers or os.cpu_count() or 1, progress)
+        if tested:
+            (root / TEST_VERSION).mkdir()
+            _write_all(root, TEST_VERSION, recipe, tested, workers or os.cpu_count() or 1, progress)
         if out.exists():
             out.rmdir()
         root.rename(out)
@@ -636,7 +659,7 @@ def _check(recipe: Recipe, samples: int) -> None:
 def _write_all(root: Path, version: str, recipe: Recipe, plans: list[ScenePlan], workers: int, progress: bool) -> None:
     """Maps and scenes, on several processes where asked."""
     used = {name: sorted({p.slot for p in plans if p.location == name}) or [0] for name in LOCATIONS}
-    maps = [(root, recipe.seed, name, slots) for name, slots in used.items()]
+    maps = [(root, recipe.seed, name, slots) for name, slots in used.items() if version != TEST_VERSION]
     scenes = [(root, recipe, plan) for plan in plans]
     workers, pool = min(workers, len(scenes)), None
     if workers > 1:
