@@ -843,3 +843,15 @@ def test_one_set_is_taken_as_it_is(tmp_path):
     assert files.read(path).keys() == RAW.keys()
     with pytest.raises(InputError, match="one set of weights"):
         files.read(path, "averaged")
+
+
+def test_imported_weights_keep_the_published_border_unless_the_settings_name_one():
+    run = params.parse(tiny_settings()).run("fusion-det")
+    assert run.camera.view.border is None
+    imported = convert._as_published(run, "all")
+    assert imported.camera.view.border == "published"
+    assert convert._as_published(run, "lidar") is run
+    metadata = {"settings": json.dumps(imported.training()), "provenance": json.dumps({"imported": {"file": "x"}})}
+    assert seal.recorded_training(run, metadata) == run.training()
+    trained = {**metadata, "provenance": "{}"}
+    assert seal.recorded_training(run, trained) != run.training()

@@ -124,3 +124,30 @@ def test_one_real_frame_learnt_by_heart_is_found_again(keyframe, predictions):
         assert errors["trans_err"] < 0.5, "metres"
         assert errors["scale_err"] < 0.3, "1 - IoU"
         assert errors["orient_err"] < 0.5, "radians"
+
+
+# Share of what the published code keeps, at a uniform depth, that lies below the lowest corner of the lifted space.
+BELOW = {"fusion-det": 0.1273, "bevdet-det": 0.1318, "bevdet4d-det": 0.2933}  # as docs/DEVIATIONS.md says
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_the_published_border_keeps_what_lies_below(keyframe, infos, name):
+    from vexkd.batch import collate
+    from vexkd.data.dataset import NuScenesDataset
+    from vexkd.models.lss import LiftSplat
+
+    run = params.load(ROOT / "params.yaml").run(name)
+    view = run.camera.view
+    dataset = NuScenesDataset(
+        root=keyframe, infos=info_tools.load(infos).subset("mini_train"), sensors=["camera"], bounds=run.bev.range,
+        image_size=tuple(run.camera.image_size), test_resize=run.image_augment.test_resize,
+    )  # fmt: skip
+    batch = collate([dataset[0]])
+    stride = 4 * 2 ** run.camera.backbone.outputs[0]
+    shape = [size // stride for size in run.camera.image_size]
+    settings = {"bounds": run.bev.range, "cell": run.bev.cell, "stride": stride, "depth_net": "plain", "in_channels": 8}
+    kept = {}
+    for border in ("exact", "published"):
+        lift = LiftSplat(channels=8, z=view.z, depth=view.depth, step=view.step, border=border, **settings)
+        kept[border] = int((lift.cells(batch, shape, tuple(run.camera.image_size)) >= 0).sum())
+    assert 1 - kept["exact"] / kept["published"] == pytest.approx(BELOW[name], abs=0.001)

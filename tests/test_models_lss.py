@@ -356,3 +356,23 @@ def test_depths_are_not_rounded_under_bfloat16():
     assert float(image.max()) == pytest.approx(40.0, abs=0.01)
     assert guidance.dtype == torch.float32
     torch.testing.assert_close(guidance, view.depth_image(image))
+
+
+def test_the_published_border_truncates_towards_zero(monkeypatch):
+    from vexkd.models import lss
+
+    place = {
+        "bounds": (-8.0, -8.0, -5.0, 8.0, 8.0, 3.0),
+        "z": (-4.0, 4.0),
+        "depth": (1.0, 9.0, 1.0),
+        "step": 1.0,
+        "cell": 1.0,
+    }
+    points = torch.tensor(
+        [[-8.5, 0.5, 0.0], [0.5, -8.5, 0.0], [0.5, 0.5, -11.9], [0.5, 0.5, -12.0], [-9.0, 0.5, 0.0], [8.0, 0.5, 0.0]]
+    )
+    monkeypatch.setattr(lss, "unproject", lambda batch, pixels: points)
+    middle = 8 * 16 + 8
+    for border, expected in (("exact", [-1] * 6), ("published", [8 * 16, 8, middle, -1, -1, -1])):
+        view = LiftSplat(in_channels=4, channels=2, stride=8, depth_net="plain", border=border, **place)
+        assert view.cells(None, (1, 1), (8, 8)).tolist() == expected

@@ -178,6 +178,11 @@ class LiftSplat(Strict):
     depth: Triple = Field(description="first, last and step of the depth bins in metres")
     step: float = Field(description="cell of the lifted map in metres, before the down-sampling to `bev.cell`")
     z: Pair = Field(description="height range in metres that is lifted")
+    border: Literal["exact", "published"] | None = Field(
+        default=None,
+        description="points below the lowest corner: dropped, or (published) kept up to a cell beyond it, in z a whole "
+        "range; null: exact, and published for imported weights",
+    )
     depth_channels: Annotated[list[int], Len(3, 3)] | None = Field(
         default=None, description="widths of the three convolutions over the depth image (lidar)"
     )

@@ -163,17 +163,28 @@ def _recorded(metadata: dict[str, str], key: str) -> Any:
 def recorded_training(run: Run, metadata: dict[str, str]) -> dict[str, Any]:
     """The training settings in a weights header as they would be written now; {} where there are none.
 
-    Settings that came since are at their defaults; the split to score on no longer stands among them.
+    Settings that came since are at their defaults; the split to score on no longer stands among them. Imported weights
+    keep their own reading of the border of the lifted space where the run's settings name none.
     """
     made = _recorded(metadata, "settings")
     if not isinstance(made, dict):
         return {}
+    if (_recorded(metadata, "provenance") or {}).get("imported"):
+        made = without_own_border(made, run)
     try:
         return settings.from_values(made, run.after_training(), "header").training()
     except InputError:  # of another version, or by another program: as it stands
         data = made.get("data")
         apart = {"data": {k: v for k, v in data.items() if k != "val_split"}} if isinstance(data, dict) else {}
         return {**made, **apart}
+
+
+def without_own_border(made: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Settings of imported weights without `camera.view.border`, unless the run asks for one."""
+    if getattr(getattr(run.camera, "view", None), "border", None) is not None or not made.get("camera"):
+        return made
+    view = {key: value for key, value in made["camera"].get("view", {}).items() if key != "border"}
+    return {**made, "camera": {**made["camera"], "view": view}}
 
 
 def made_otherwise(run: Run, metadata: dict[str, str], seed: int) -> str:

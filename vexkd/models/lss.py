@@ -31,6 +31,7 @@ class LiftSplat(nn.Module):
     - plain: a 1x1 convolution of the image features (BEVDet).
     - bevdepth: image features and the cameras' numbers (BEVDepth), taught by the LiDAR's depth with weight `depth_weight`;
       `aspp_channels` is the width of its ASPP branches. Points are read in training only.
+    border: which points below the lowest corner of the lifted space still count; see `cells`.
     Without LiDAR no convolution follows the pooling where `step` is `cell` already, as published.
     """
 
@@ -49,8 +50,10 @@ class LiftSplat(nn.Module):
         depth_channels: Sequence[int] | None = None,
         aspp_channels: int = 96,
         depth_weight: float = 3.0,
+        border: Literal["exact", "published"] = "exact",
     ) -> None:
         super().__init__()
+        self.truncates = border == "published"
         self.bounds, self.z, self.step, self.depth_range = tuple(bounds), tuple(z), step, tuple(depth)
         self.size = (round((bounds[4] - bounds[1]) / step), round((bounds[3] - bounds[0]) / step))
         self.register_buffer("bins", torch.arange(*depth, dtype=torch.float32), persistent=False)  # D
@@ -148,13 +151,19 @@ class LiftSplat(nn.Module):
 
     @torch.no_grad()
     def cells(self, batch: Batch, shape: Sequence[int], image_size: Sequence[int]) -> Tensor:
-        """BEV cell y * X + x into which each frustum point falls, -1 outside: (B, N, D, H, W) int64."""
+        """BEV cell y * X + x into which each frustum point falls, -1 outside: (B, N, D, H, W) int64.
+
+        The published code truncates toward zero: what lies up to a cell below the lowest corner falls into the first cell
+        along x and y, and along z, where the one cell is the whole range, as deep as the range is high.
+        """
         points = unproject(batch, frustum(self.bins, shape, image_size))  # B N D H W 3
-        x = torch.floor((points[..., 0] - self.bounds[0]) / self.step).long()
-        y = torch.floor((points[..., 1] - self.bounds[1]) / self.step).long()
+        whole = torch.trunc if self.truncates else torch.floor
+        x = whole((points[..., 0] - self.bounds[0]) / self.step).long()
+        y = whole((points[..., 1] - self.bounds[1]) / self.step).long()
+        z, (low, high) = points[..., 2], self.z
         rows, columns = self.size
-        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows)
-        inside &= (points[..., 2] >= self.z[0]) & (points[..., 2] < self.z[1])
+        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & (z < high)
+        inside &= z > low - (high - low) if self.truncates else z >= low
         return torch.where(inside, y * columns + x, -1)
 
 

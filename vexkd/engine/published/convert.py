@@ -57,6 +57,7 @@ def write(
     _refuse_absent(run, part, origin)
     if out.resolve() == file.resolve():
         raise InputError(f"{out}: that is the checkpoint itself; name another file for the weights.")
+    run = _as_published(run, part)
     torch.manual_seed(0)  # what stays new is the same each time
     model = bev_model.build(run)
     own = model.state_dict()
@@ -111,6 +112,15 @@ def belongs(key: str, part: Part) -> bool:
     if part == "camera":
         return key.startswith("camera.")
     return part == "all" or not key.startswith(("camera.", "fusion."))
+
+
+def _as_published(run: Run, part: Part) -> Run:
+    """The run with the published border of the lifted space, which such weights were trained with, unless it names one."""
+    view = run.camera.view if run.camera is not None else None
+    if part not in ("camera", "all") or view is None or view.kind != "lift-splat" or view.border is not None:
+        return run
+    camera = run.camera.model_copy(update={"view": view.model_copy(update={"border": "published"})})
+    return run.model_copy(update={"camera": camera})
 
 
 def _refuse_absent(run: Run, part: Part, origin: Origin) -> None:
