@@ -286,7 +286,7 @@ def test_settings_that_are_not_there(refused, desk, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"bev": {"voxel": [0.3, 0.3, 0.4], "cell": 1.2}}, "voxels of 0.3 m along x"),
+        ({"bev": {"voxel": [0.3, 0.3, 0.4], "cell": 1.2}}, "no whole number of cells of 1.2 m"),
         ({"bev": {"cell": 0.8}}, "bev.cell is 0.8 m"),
         ({"bev": {"voxel": [0.4, 0.4, 4.0]}}, "voxel layers along z are too few"),
         ({"data": {"train_split": "mini_trian"}}, "choose one of mini_train, mini_val"),

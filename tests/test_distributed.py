@@ -320,7 +320,7 @@ def pretend_two(state):
 
 def test_a_full_disk_leaves_the_last_state_and_the_rerun_is_exact(alone, town, tmp_path, monkeypatch):
     """The third save finds no room: one sentence that names the file; nothing half-written is left."""
-    fsync, left = os.fsync, [2]
+    fsync, left = os.fsync, [3]  # the list of attempts, and two saves
 
     def full(handle):
         left[0] -= 1

@@ -29,7 +29,7 @@ BOUNDS = [-12.8, -9.6, -5.0, 12.8, 9.6, 3.0]  # cells of 3.2 m
 
 def bevformer(raw: dict) -> None:
     """BEVFormer-S, small: four levels, the last by a strided convolution; caffe's ResNet with deformable stages."""
-    raw["bev"] |= {"range": BOUNDS, "cell": 3.2}
+    raw["bev"] |= {"range": BOUNDS, "cell": 3.2, "voxel": [0.8, 0.8, 0.4]}
     backbone = {"kind": "resnet", "widths": [8, 8, 16, 16], "depths": [1, 2, 2, 1], "layer": "bottleneck", "stem": 4}
     backbone |= {"outputs": [1, 2, 3], "style": "caffe", "deformable": [2, 3], "frozen_norm": True}
     view = {"kind": "bevformer", "channels": CHANNELS, "layers": 2, "heads": HEADS, "points": POINTS}

@@ -203,8 +203,14 @@ def bring_to_present(paths: Iterable[Path]) -> list[Path]:
 def from_the_future(paths: Iterable[Path]) -> list[Path]:
     """Those files and folders that are dated after this machine's time; folders count with all that is in them."""
     latest = time.time_ns() + _AHEAD
-    files = (file for path in paths for file in (path, *(path.rglob("*") if path.is_dir() else ())))
-    return [file for file in files if file.exists() and file.stat().st_mtime_ns > latest]
+    found = []
+    for path in paths:
+        inside = (Path(folder) / name for folder, folders, files in os.walk(path) for name in (*folders, *files))
+        for file in (path, *inside):
+            with contextlib.suppress(OSError):  # jobs that run write and rename files meanwhile
+                if file.stat().st_mtime_ns > latest:
+                    found.append(file)
+    return found
 
 
 def set_time(path: Path, mtime_ns: int) -> bool:

@@ -26,6 +26,8 @@ SETTINGS = Path("results/settings")
 RUNS = Path("results/runs")
 MODELS = Path("models")
 BENCHMARKS = Path("logs/benchmarks")
+# By which Snakemake dates a folder that is an output.
+_FOLDER_TIME = ".snakemake_timestamp"
 
 
 def of_experiment(params: Params, digests: Digests) -> Iterator[Product]:
@@ -50,6 +52,10 @@ def _of_data(params: Params, digests: Digests) -> Iterator[Product]:
     if params.synthetic is not None:
         judge = partial(_same_settings, Path(params.root) / "town.yaml", shared["town"])
         yield Product("town", (Path(params.root),), (), judge)
+    if "town" in shared:
+        town = Path(params.root)
+        judge = partial(_same_settings, town / "town.yaml", shared["town"])
+        yield Product("town", (town,), (SETTINGS / "town.yaml",), judge, (town / _FOLDER_TIME,))
     judge = partial(_judge_manifest, params, shared["data"], digests)
     yield Product("manifest", (MANIFEST,), (SETTINGS / "data.yaml",), judge, (BENCHMARKS / "doctor.tsv",))
     judge = partial(_judge_infos, params, digests)

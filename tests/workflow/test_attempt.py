@@ -18,7 +18,14 @@ LOG = "logs/train/student-seed0.log"
 def start(folder, number, script, seconds="0"):
     (folder / "logs/train").mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(SCRIPT), str(number), LOG, "sh", "-c", script]
-    return subprocess.Popen(command, cwd=folder, env={**os.environ, "VEXKD_LOCK_SECONDS": seconds})
+    heard = {
+        signal.SIGINT: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }  # whatever the one that runs the tests ignores
+    return subprocess.Popen(
+        command, cwd=folder, env={**os.environ, "VEXKD_LOCK_SECONDS": seconds},
+        preexec_fn=lambda: [signal.signal(number, how) for number, how in heard.items()],
+    )  # fmt: skip
 
 
 def test_bad_input_is_not_tried_again_before_the_next_call(tmp_path):

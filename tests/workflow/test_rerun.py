@@ -146,7 +146,7 @@ def test_an_edit_while_a_run_goes_on_reaches_none_of_its_jobs(sealed):
     """Nor does a look at the plan meanwhile; and DVC, which would read the edited file, is told of a failure."""
     sealed.set(RATE, 0.5)
     boxes = params.load(sealed.folder / "params.yaml").run("centerpoint-det").inference.max_boxes
-    sealed.set("inference.max_boxes", boxes + 1, "edited.yaml")
+    sealed.set("inference.max_boxes", boxes - 1, "edited.yaml")
     sealed.environment["STAND_IN_MEANWHILE"] = "cp edited.yaml params.yaml && snakemake --profile local -n"
     message = sealed.run("python", "workflow/scripts/stage.py", "all", fails=True)
     del sealed.environment["STAND_IN_MEANWHILE"]

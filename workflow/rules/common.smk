@@ -6,6 +6,8 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
+from snakemake.exceptions import WorkflowError
+
 from scripts import machine
 
 machine.run_own_code(workflow.basedir)  # before anything of vexkd is imported
@@ -343,3 +345,37 @@ def predictions_without(wildcards):
     run = SETTINGS.run(wildcards.run)
     files = [seal.predictions_path("models", run, seed) for seed in SETTINGS.seeds]
     return [file.with_stem(f"{file.stem}-without-{wildcards.sensor}") for file in files]
+
+
+TEST_VERSION = "v1.0-test"
+TEST_MANIFEST = "submissions/manifest.parquet"
+TEST_INFOS = [
+    f"submissions/infos/{name}.parquet"
+    for name in ("samples", "sweeps", "cameras", "boxes")
+]
+
+
+def test_tables(wildcards):
+    """The tables of the test set; without one there is nothing to predict."""
+    table = os.path.join(SETTINGS.root, TEST_VERSION, "sample.json")
+    if not os.path.isfile(table):
+        raise WorkflowError(
+            f"{SETTINGS.root} holds no {TEST_VERSION}: put nuScenes' test set, tables and sensor files, beside {VERSION}."
+        )
+    return table
+
+
+def sensors_of_detectors(wildcards):
+    """What the runs that can be submitted read of the test set."""
+    runs = SETTINGS.runs.values()
+    sensors = {name for run in runs if run.task == "detection" for name in run.sensors}
+    return ",".join(sorted(sensors))
+
+
+def submitted_weights(wildcards):
+    """Those of a detector; the server scores nothing else."""
+    if is_segmenter(wildcards.run):
+        raise WorkflowError(
+            f"{wildcards.run}: nuScenes' server scores detections, and this run segments maps; name a detector."
+        )
+    return WEIGHTS.format(run=wildcards.run, seed=wildcards.seed)

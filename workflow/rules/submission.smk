@@ -1,39 +1,5 @@
 # nuScenes' test set, which lies beside the others without annotations: its predictions for the evaluation server. Nothing here
 # belongs to `all`: `snakemake --profile slurm submission_RUN` asks for it by name. What is made stands in submissions/.
-from snakemake.exceptions import WorkflowError
-
-TEST_VERSION = "v1.0-test"
-TEST_MANIFEST = "submissions/manifest.parquet"
-TEST_INFOS = [
-    f"submissions/infos/{name}.parquet"
-    for name in ("samples", "sweeps", "cameras", "boxes")
-]
-
-
-def test_tables(wildcards):
-    """The tables of the test set; without one there is nothing to predict."""
-    table = os.path.join(SETTINGS.root, TEST_VERSION, "sample.json")
-    if not os.path.isfile(table):
-        raise WorkflowError(
-            f"{SETTINGS.root} holds no {TEST_VERSION}: put nuScenes' test set, tables and sensor files, beside {VERSION}."
-        )
-    return table
-
-
-def sensors_of_detectors(wildcards):
-    """What the runs that can be submitted read of the test set."""
-    runs = SETTINGS.runs.values()
-    sensors = {name for run in runs if run.task == "detection" for name in run.sensors}
-    return ",".join(sorted(sensors))
-
-
-def submitted_weights(wildcards):
-    """Those of a detector; the server scores nothing else."""
-    if is_segmenter(wildcards.run):
-        raise WorkflowError(
-            f"{wildcards.run}: nuScenes' server scores detections, and this run segments maps; name a detector."
-        )
-    return WEIGHTS.format(run=wildcards.run, seed=wildcards.seed)
 
 
 rule test_doctor:
