@@ -83,12 +83,13 @@ def run(
 def before_queueing(params: Params) -> list[Check]:
     """The errors among what takes no time to look for, where Snakemake is called to queue jobs: data, folder, clock.
 
-    An embedded data set is made by the workflow itself, and so not looked at.
+    An embedded data set is made by the workflow itself, and so not looked at. Neither are infos: the rule that makes
+    them holds them to what the runs ask for, and those that lie here may be the ones it is about to replace.
     """
     here = Path.cwd()
     found = [check_files(here), check_clock(here)]
     found += [check_data(params, Path(params.root))] if params.synthetic is None else []
-    found += [check_demands(params, Path(params.root))]
+    found += [check_splits(params, Path(params.root))]
     return [check for check in found if check.status == "error"]
 
 
@@ -188,11 +189,19 @@ def check_data(params: Params, root: Path) -> Check:
 def check_demands(params: Params, root: Path) -> Check:
     """What the runs ask for is in the data: by the infos where they are made, by the names of the splits before."""
     name, infos = "demands", Path("artifacts/infos")
-    version = next(iter(params.runs.values())).data.version
+    if not (infos / "samples.parquet").is_file():
+        return check_splits(params, root)
     try:
-        if (infos / "samples.parquet").is_file():
-            said = demands.check_all(params.runs, load_infos(infos), root=root)
-            return Check(name, "warning" if said else "ok", " ".join(said) or "the data give what the runs ask for")
+        said = demands.check_all(params.runs, load_infos(infos), root=root)
+    except InputError as error:
+        return Check(name, "error", str(error))
+    return Check(name, "warning" if said else "ok", " ".join(said) or "the data give what the runs ask for")
+
+
+def check_splits(params: Params, root: Path) -> Check:
+    """The splits that the runs name are in the data's tables."""
+    name, version = "demands", next(iter(params.runs.values())).data.version
+    try:
         if (root / version).is_dir():  # else another check says so
             scenes = [row["name"] for row in tables.rows(root, version, "scene")]
             known = splits.read(root, version, scenes)
