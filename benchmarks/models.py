@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from vexkd import params as settings
+from vexkd import settings
 from vexkd.batch import Batch, collate
-from vexkd.engine import summary
-from vexkd.engine.seeding import seed_everything
+from vexkd.measure import summary
 from vexkd.models import bev_model
+from vexkd.train.seeding import seed_everything
 
 RUNS = ("fusion-det", "centerpoint-det", "bevdet-seg")
 

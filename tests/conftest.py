@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vexkd import params
+from vexkd import settings as params
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,13 +14,13 @@ from conftest import tiny_settings
 from safetensors.torch import save_file
 from torch import nn
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.data.infos import load
-from vexkd.engine import checkpoint, processes, session, tasks
-from vexkd.engine.seeding import seed_everything
-from vexkd.engine.train import NonFiniteError, Pace, Trainer, write_curve
 from vexkd.models import bev_model
 from vexkd.ops.sparse_conv import SparseBatchNorm
+from vexkd.train import checkpoint, processes, session, tasks
+from vexkd.train.loop import NonFiniteError, Pace, Trainer, write_curve
+from vexkd.train.seeding import seed_everything
 
 # name -> run, synchronised BatchNorm (else BatchNorm is kept in evaluation mode), micro-batches of one process
 CASES = {

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from conftest import tiny_settings
 from torch import Tensor, nn
 
-from vexkd import params
-from vexkd.engine.published import convert
+from vexkd import settings as params
 from vexkd.models import bev_model
+from vexkd.published import convert
 
 
 class Published:

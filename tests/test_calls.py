@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vexkd import calls, params
+from vexkd import calls
+from vexkd import settings as params
 from vexkd.errors import InputError
 
 RAW = yaml.safe_load((Path(__file__).parents[1] / "demo" / "params.yaml").read_text())

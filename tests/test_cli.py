@@ -16,7 +16,8 @@ import pytest
 import yaml
 from conftest import tiny_settings
 
-from vexkd import cli, params
+from vexkd import cli
+from vexkd import settings as params
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 
@@ -66,8 +67,8 @@ class Desk:
     """Settings of all runs at test size, their files, and weights that nothing was learnt in."""
 
     def __init__(self, path: Path, town: Path) -> None:
-        from vexkd.engine import checkpoint
         from vexkd.models import bev_model
+        from vexkd.train import checkpoint
 
         self.path, self.town = path, town
         self.params, self.results, self.models = path / "params.yaml", path / "results", path / "models"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vexkd import code
-from vexkd.engine import attempts
+from vexkd.train import attempts
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from test_data_tiny import KEY, POST, START, VERSION, ego_pose, real_keyframe, sensors, write
 
 from vexkd import boxes as box_tools
-from vexkd import geometry, params
+from vexkd import geometry
+from vexkd import settings as params
 from vexkd.batch import collate
 from vexkd.data import dataset as data
 from vexkd.data import infos as info_tools
 from vexkd.data import paste, tables
 from vexkd.data.augment import BevAugmentation, GridMaskAugmentation, ImageAugmentation
-from vexkd.engine import tasks
 from vexkd.errors import InputError
+from vexkd.train import tasks
 
 BOUNDS = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
 CAR, WALKER = box_tools.CLASSES.index("car"), box_tools.CLASSES.index("pedestrian")

@@ -224,8 +224,8 @@ def test_an_official_split_written_out_is_no_fault(root):
 
 def test_train_refuses_before_the_first_step(root, asked, tmp_path, capsys):
     from vexkd import provenance
-    from vexkd.engine import session
-    from vexkd.engine.train import Pace
+    from vexkd.train import session
+    from vexkd.train.loop import Pace
 
     run = asked(data={"sweeps": 9})
     config = tmp_path / "runs" / RUN / "config.yaml"
@@ -258,7 +258,7 @@ def test_infos_and_preflight_hold_all_runs_against_the_data(root, tmp_path, sett
     from conftest import tiny_settings
 
     from vexkd import cli
-    from vexkd.engine import preflight
+    from vexkd.measure import preflight
 
     asked = tmp_path / "params.yaml"
     asked.write_text(yaml.safe_dump(tiny_settings()))

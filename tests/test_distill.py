@@ -10,10 +10,10 @@ from tqdm import tqdm
 from vexkd.distill import distiller, masks
 from vexkd.distill.losses import LOSSES, attention_transfer
 from vexkd.distill.schedule import MaskSchedule
-from vexkd.engine import train
 from vexkd.errors import InputError
 from vexkd.models import bev_model
-from vexkd.params import Distill
+from vexkd.settings import Distill
+from vexkd.train import loop as train
 
 
 def maps(channels=4, size=6, batch=2):
@@ -90,7 +90,7 @@ def lesson(settings, town):
     """A distiller at test size and a batch for it."""
     from vexkd.batch import collate
     from vexkd.data import infos
-    from vexkd.engine import tasks
+    from vexkd.train import tasks
 
     torch.manual_seed(0)
     run, teacher_run = settings.run("centerpoint-det-vexkd"), settings.run("fusion-det")

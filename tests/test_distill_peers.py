@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_settings
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.batch import Batch, Output, collate
 from vexkd.distill import distiller, regions
 from vexkd.distill.lesson import weights_of
@@ -368,7 +368,7 @@ CHOICES += [{"levels": ["high"], "coupling": "summed", "loss": "l2"}]
 def class_room(town):
     """Student, teacher and a batch, to be copied: they are the same for every choice."""
     from vexkd.data import infos
-    from vexkd.engine import tasks
+    from vexkd.train import tasks
 
     torch.manual_seed(0)
     settings = params.parse(tiny_settings())

@@ -25,15 +25,15 @@ import torch
 from safetensors.torch import load_file
 
 from vexkd import provenance
-from vexkd.engine import checkpoint, processes, session
-from vexkd.engine.launch import job_status, reason
-from vexkd.engine.lock import Lock
-from vexkd.engine.predict import scene_batches
-from vexkd.engine.train import Pace
 from vexkd.errors import InputError
+from vexkd.train import checkpoint, processes, session
+from vexkd.train.launch import job_status, reason
+from vexkd.train.lock import Lock
+from vexkd.train.loop import Pace
+from vexkd.train.predict import scene_batches
 
 HERE = Path(__file__).parent
-LAUNCH = [sys.executable, "-m", "vexkd.engine.launch", "--standalone", "--nproc_per_node", "2"]
+LAUNCH = [sys.executable, "-m", "vexkd.train.launch", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

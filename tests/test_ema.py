@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
-from vexkd.engine.ema import MovingAverage
-from vexkd.params import Ema
+from vexkd.settings import Ema
+from vexkd.train.ema import MovingAverage
 
 
 def trained(model: nn.Module, steps: int, seed: int = 0):

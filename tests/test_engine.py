@@ -14,14 +14,14 @@ from accelerate.state import AcceleratorState
 from conftest import tiny_settings
 from safetensors.torch import load_file
 
-from vexkd import params
-from vexkd.engine import checkpoint, optim, session
-from vexkd.engine.predict import attribute, submission
-from vexkd.engine.processes import start_accelerator
-from vexkd.engine.train import NonFiniteError, Pace, Trainer
+from vexkd import settings as params
 from vexkd.errors import InputError
 from vexkd.models import bev_model
-from vexkd.params import Schedule
+from vexkd.settings import Schedule
+from vexkd.train import checkpoint, optim, session
+from vexkd.train.loop import NonFiniteError, Pace, Trainer
+from vexkd.train.predict import attribute, submission
+from vexkd.train.processes import start_accelerator
 
 
 def test_one_cycle_schedule():
@@ -221,8 +221,8 @@ def test_a_teacher_and_its_student_train_in_half_precision(town, tmp_path):
 
 def make_trainer(run, town, state, pace=None, start=None, teacher=None):
     from vexkd.data.infos import load
-    from vexkd.engine import tasks
-    from vexkd.engine.seeding import seed_everything
+    from vexkd.train import tasks
+    from vexkd.train.seeding import seed_everything
 
     seed_everything(0)
     AcceleratorState._reset_state(reset_partial_state=True)  # one process, several trainings of different precision

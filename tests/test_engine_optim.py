@@ -2,8 +2,8 @@
 
 import pytest
 
-from vexkd.engine import optim
-from vexkd.params import Schedule
+from vexkd.settings import Schedule
+from vexkd.train import optim
 
 
 def schedule(**more) -> Schedule:

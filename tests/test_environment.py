@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from vexkd.data import shared_memory
-from vexkd.engine import environment, launch
-from vexkd.engine.processes import StopRequest
 from vexkd.errors import InputError
+from vexkd.train import environment, launch
+from vexkd.train.processes import StopRequest
 
 LEFT_OVER = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_CPU": "yes",
@@ -56,7 +56,7 @@ def test_a_step_that_srun_did_not_start_is_refused(capsys, monkeypatch):
 def test_an_accelerator_among_left_over_variables():
     """One process, at once, whose gradients are whole."""
     code = (
-        "import torch\nfrom vexkd.engine import processes\na = processes.start_accelerator('fp32', 'cpu')\n"
+        "import torch\nfrom vexkd.train import processes\na = processes.start_accelerator('fp32', 'cpu')\n"
         "x = torch.ones(1, requires_grad=True)\na.backward(x.sum())\n"
         "print(a.num_processes, processes.rank(), a.mixed_precision, float(x.grad))"
     )
@@ -69,7 +69,7 @@ def test_an_accelerator_among_left_over_variables():
 
 def test_a_wait_for_processes_that_never_come_says_so_and_hears_signals():
     code = (
-        "from vexkd.engine import processes\nprocesses.PATIENCE = 0.2\nprocesses.StopRequest().listen()\n"
+        "from vexkd.train import processes\nprocesses.PATIENCE = 0.2\nprocesses.StopRequest().listen()\n"
         "processes.start_processes('cpu')"
     )
     ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -111,7 +111,7 @@ def test_what_nohup_ignores_stays_ignored():
 
 def test_a_closed_pipe_does_not_end_a_training():
     code = (
-        "import os, sys\nfrom vexkd.engine import processes\nread, write = os.pipe()\nos.dup2(write, 1)\n"
+        "import os, sys\nfrom vexkd.train import processes\nread, write = os.pipe()\nos.dup2(write, 1)\n"
         "os.close(write)\nos.close(read)\n[processes.say('step') for _ in range(3)]\nopen(sys.argv[1], 'w').write('on')"
     )
     run = subprocess.run([sys.executable, "-c", code, os.devnull], capture_output=True, text=True, timeout=100)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from vexkd.batch import collate
-from vexkd.engine import export, summary
 from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
+from vexkd.measure import export, summary
 from vexkd.models import bev_model
 from vexkd.models.bevformer import BEVFormerView
 from vexkd.models.image_encoder import ImageEncoder, build_backbone, build_neck

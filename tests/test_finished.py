@@ -4,7 +4,7 @@ import os
 import time
 
 from vexkd import content
-from vexkd.engine import finished
+from vexkd.train import finished
 
 FILES = {"curve.csv": "step\n", "provenance.json": "{}", "weights.safetensors": "weights"}
 

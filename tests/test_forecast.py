@@ -14,14 +14,16 @@ import yaml
 from conftest import ROOT
 from conftest import tiny_settings as all_tiny_settings
 
-from vexkd import cli, params
+from vexkd import cli
+from vexkd import settings as params
 from vexkd.data import infos as infos_module
 from vexkd.data.dataset import cbgs_indices
 from vexkd.data.points import in_bounds, read_lidar
-from vexkd.engine import checkpoint, cost, forecast, optim
-from vexkd.engine.cost import Measured, Probe, Samples
 from vexkd.errors import InputError
+from vexkd.measure import cost, forecast
+from vexkd.measure.cost import Measured, Probe, Samples
 from vexkd.ops.voxelize import voxelize
+from vexkd.train import checkpoint, optim
 
 MEASURED = Measured(
     run="x",

@@ -17,12 +17,13 @@ from conftest import tiny_settings
 from published import Published, built, put, tiny
 from torch import Tensor
 
-from vexkd import boxes, params, seal
-from vexkd.engine import checkpoint
-from vexkd.engine.published import convert, files
-from vexkd.engine.published.mapping import Layout, Source, apply
+from vexkd import boxes, seal
+from vexkd import settings as params
 from vexkd.errors import InputError
 from vexkd.models import bev_model
+from vexkd.published import convert, files
+from vexkd.published.mapping import Layout, Source, apply
+from vexkd.train import checkpoint
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 

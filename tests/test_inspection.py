@@ -12,18 +12,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from vexkd import params, seal
+from vexkd import seal
+from vexkd import settings as params
 from vexkd.batch import collate
 from vexkd.data import infos as info_files
 from vexkd.data import inspection as files
 from vexkd.data.inspection import Name
 from vexkd.distill import masks as mask_parts
-from vexkd.engine import checkpoint, inspection, session, tasks
-from vexkd.engine.train import Pace
 from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
+from vexkd.measure import inspection
 from vexkd.models import bev_model
 from vexkd.report import inspection_figures
+from vexkd.train import checkpoint, session, tasks
+from vexkd.train.loop import Pace
 
 RUN, STUDENT, TEACHER = "centerpoint-det-vexkd", "centerpoint-det", "fusion-det"
 RECORD = {"seed": 0}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.boxes import CLASS_OF_CATEGORY
 from vexkd.data import infos as info_tools
 
@@ -54,9 +54,9 @@ def small_settings() -> params.Params:
 @pytest.fixture(scope="module")
 def predictions(keyframe, infos, tmp_path_factory) -> Path:
     """What the small CenterPoint predicts for the one frame it was trained on, as a submission file."""
-    from vexkd.engine import session
-    from vexkd.engine.train import Pace
     from vexkd.models import sparse_encoder
+    from vexkd.train import session
+    from vexkd.train.loop import Pace
 
     folder = tmp_path_factory.mktemp("learnt")
     params.write_configs(small_settings(), folder)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import tiny_settings
 
-from vexkd import cli, params, provenance
-from vexkd.engine import checkpoint, summary
+from vexkd import cli, provenance
+from vexkd import settings as params
 from vexkd.errors import InputError
-from vexkd.evaluate import latency
+from vexkd.measure import latency, summary
 from vexkd.models import bev_model
+from vexkd.train import checkpoint
 
 CPU = torch.device("cpu")
 

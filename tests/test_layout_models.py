@@ -14,11 +14,11 @@ import torch
 from conftest import tiny_settings
 from test_layout import LIMITS, PATIENT
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.batch import collate
-from vexkd.engine import forecast
-from vexkd.engine.seeding import seed_everything
+from vexkd.measure import forecast
 from vexkd.models.layout import outermost
+from vexkd.train.seeding import seed_everything
 
 # Most of what convolves in 2D: both sensors, cameras over time, deformable convolutions. All together are slow.
 WIDEST = ("fusion-det", "bevdet4d-det", "bevformer-det")

@@ -4,7 +4,8 @@ import pytest
 import yaml
 from conftest import tiny_settings
 
-from vexkd import leftovers, params
+from vexkd import leftovers
+from vexkd import settings as params
 
 
 @pytest.fixture

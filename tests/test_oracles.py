@@ -18,7 +18,8 @@ from conftest import tiny_settings
 from shapely import affinity
 
 from vexkd import boxes as box_tools
-from vexkd import geometry, params
+from vexkd import geometry
+from vexkd import settings as params
 from vexkd.batch import Batch
 from vexkd.boxes import CLASSES
 from vexkd.data import infos as info_tools

@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.batch import Batch, collate
 from vexkd.data import infos as info_tools
-from vexkd.engine import tasks
 from vexkd.models import bev_model
+from vexkd.train import tasks
 
 FEW = {"centerpoint-det", "bevdet-det"}  # whose training step the default run takes
 CAMERA_CHANNELS = {"bevdet": 64, "bevdet4d": 9 * 80, "bevformer": 256}

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.errors import InputError
 
 ROOT = Path(__file__).parents[1]

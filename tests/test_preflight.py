@@ -13,9 +13,9 @@ import yaml
 from conftest import tiny_settings
 
 from vexkd import cli
-from vexkd.engine import preflight
-from vexkd.engine.preflight import Check
-from vexkd.params import parse
+from vexkd.measure import preflight
+from vexkd.measure.preflight import Check
+from vexkd.settings import parse
 
 
 def test_python_must_be_one_with_wheels():

@@ -12,11 +12,12 @@ from conftest import tiny_settings
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vexkd import params, provenance, seal
-from vexkd.engine import checkpoint, session, tasks
-from vexkd.engine.published import fetch
+from vexkd import provenance, seal
+from vexkd import settings as params
 from vexkd.errors import InputError
 from vexkd.models import bev_model
+from vexkd.published import fetch
+from vexkd.train import checkpoint, session, tasks
 
 SWIN = {"kind": "swin", "widths": [8, 16], "depths": [1, 2], "heads": [2, 4], "window": 4, "outputs": [0, 1]}
 RESNET = {
@@ -193,7 +194,7 @@ def test_a_training_records_the_file_and_asks_for_it_first(town, tmp_path):
     import yaml
     from accelerate.state import AcceleratorState
 
-    from vexkd.engine.train import Pace
+    from vexkd.train.loop import Pace
 
     AcceleratorState._reset_state(reset_partial_state=True)
     known = settings(SWIN, file=tmp_path / "model.safetensors")

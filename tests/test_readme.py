@@ -15,7 +15,7 @@ def test_readme_tables_are_the_kept_ones():
 
 def test_kept_results_have_the_settings_of_the_demo():
     """Every run's settings beside the kept results are those that demo/params.yaml merges to now."""
-    from vexkd import params
+    from vexkd import settings as params
 
     for name, run in params.load(ROOT / "demo/params.yaml").runs.items():
         kept = yaml.safe_load((ROOT / "demo/results/runs" / name / "config.yaml").read_text())

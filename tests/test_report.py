@@ -15,8 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from vexkd import boxes, geometry, provenance
-from vexkd import params as settings
+from vexkd import boxes, geometry, provenance, settings
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 from vexkd.evaluate.detection import ERRORS, summarise

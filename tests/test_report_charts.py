@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from vexkd import params as settings
+from vexkd import settings
 from vexkd.errors import InputError
 from vexkd.report import charts, drawing, inspection_figures
 

@@ -11,7 +11,8 @@ import pytest
 from conftest import tiny_settings
 from PIL import Image
 
-from vexkd import boxes, geometry, params
+from vexkd import boxes, geometry
+from vexkd import settings as params
 from vexkd.boxes import CLASSES
 from vexkd.data import infos
 from vexkd.errors import InputError

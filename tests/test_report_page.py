@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vexkd import params as settings
+from vexkd import settings
 from vexkd.report import page, seen, tables
 from vexkd.report.markup import Markup, element, join
 

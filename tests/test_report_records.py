@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_settings
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.content import Digests
 from vexkd.report import page, products, records, sources
 

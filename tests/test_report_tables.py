@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from vexkd import params as settings
-from vexkd import provenance, seal
+from vexkd import provenance, seal, settings
 from vexkd.report import gains, tables
 
 REPOSITORY = Path(__file__).resolve().parents[1]

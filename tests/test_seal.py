@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vexkd import params, provenance, seal
+from vexkd import provenance, seal
+from vexkd import settings as params
 from vexkd.errors import InputError
 
 RAW = yaml.safe_load((Path(__file__).parents[1] / "demo" / "params.yaml").read_text())

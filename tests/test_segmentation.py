@@ -15,18 +15,19 @@ import yaml
 from conftest import tiny_settings
 from safetensors.torch import load_file
 
-from vexkd import cli, params, seal
+from vexkd import cli, seal
+from vexkd import settings as params
 from vexkd.batch import collate
 from vexkd.data import infos as info_tools
 from vexkd.data import map_predictions, maps
 from vexkd.data.dataset import loader
 from vexkd.data.expansions import read_expansion
-from vexkd.engine import checkpoint, predict, session, tasks
-from vexkd.engine.train import Pace
 from vexkd.errors import InputError
 from vexkd.evaluate import maps as scoring
 from vexkd.evaluate.segmentation import THRESHOLDS
 from vexkd.models import bev_model
+from vexkd.train import checkpoint, predict, session, tasks
+from vexkd.train.loop import Pace
 
 SEGMENTERS = ("fusion-seg", "centerpoint-seg", "centerpoint-seg-vexkd")
 

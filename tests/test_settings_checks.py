@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.errors import InputError
 
 ROOT = Path(__file__).parent.parent

@@ -13,10 +13,10 @@ import yaml
 from conftest import tiny_settings
 
 from vexkd import calls, seal
-from vexkd import params as settings_module
+from vexkd import settings as settings_module
 from vexkd.errors import InputError
-from vexkd.report import status
-from vexkd.report.status import Places
+from vexkd.measure import status
+from vexkd.measure.status import Places
 
 NOW = 2_000_000_000.0
 STEP = "step 40/480 loss 5.123 lr 1.00e-03 left 330 s\n"

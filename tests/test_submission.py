@@ -6,7 +6,7 @@ import zipfile
 import pytest
 from conftest import tiny_settings
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.data import doctor
 from vexkd.data import infos as info_tools
 from vexkd.errors import InputError
@@ -20,8 +20,8 @@ RUN = "centerpoint-det"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A town with a test set, its infos, and what untrained weights predict of it."""
-    from vexkd.engine import checkpoint, session
     from vexkd.models import bev_model
+    from vexkd.train import checkpoint, session
 
     folder = tmp_path_factory.mktemp("submission")
     size = {"image_size": (64, 48), "beams": 16, "azimuths": 180, "sweeps_per_sample": 2}

@@ -9,9 +9,9 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from vexkd import params
+from vexkd import settings as params
 from vexkd.batch import collate
-from vexkd.engine import forecast, summary
+from vexkd.measure import forecast, summary
 from vexkd.models import bev_model
 from vexkd.models.fusion import FusionBlock
 from vexkd.models.image_encoder import build_backbone

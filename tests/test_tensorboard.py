@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from vexkd.errors import InputError
+from vexkd.measure.status import Places
 from vexkd.report import tensorboard
-from vexkd.report.status import Places
 
 
 @pytest.fixture

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vexkd import content, provenance, seal
-from vexkd import params as settings
+from vexkd import content, provenance, seal, settings
 from vexkd.errors import InputError
-from vexkd.params import Params
+from vexkd.settings import Params
 
 FOLDER = Path(".snakemake/calls")
 _RUNNING = "running.lock"  # held by the call that works here; holds its name

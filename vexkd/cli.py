@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vexkd import code
-from vexkd.engine import environment
 from vexkd.errors import BusyError, InputError
+from vexkd.train import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vexkd.engine.cost import Probe
-    from vexkd.params import Params
+    from vexkd.measure.cost import Probe
+    from vexkd.settings import Params
 
 # Base of what typer raises for a wrong verb or option; it belongs to click, which newer versions of typer hold within.
 UsageError = typer.BadParameter.__base__
@@ -148,7 +148,7 @@ def infos(
     counts = module.build(root, version, out, manifest=manifest)
     print(", ".join(f"{value} {name}" for name, value in counts._asdict().items()), f"-> {out}")
     if params is not None:
-        from vexkd import params as settings
+        from vexkd import settings
         from vexkd.data import demands
 
         for sentence in demands.check_all(settings.load(params).runs, module.load(out), root=root):
@@ -195,7 +195,7 @@ def maps(
 @app.command()
 def configure(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
     """Check the settings and write every run's merged ones to results/runs/RUN/{config,inference}.yaml if they changed."""
-    from vexkd import params as module
+    from vexkd import settings as module
 
     settings = module.load(params)
     module.write_configs(settings, results)
@@ -229,8 +229,8 @@ def train(
     device: Device = None,
 ) -> None:
     """Train one run with one seed. Started again after a stop, it goes on where it was."""
-    from vexkd.engine import session
-    from vexkd.engine.train import Pace
+    from vexkd.train import session
+    from vexkd.train.loop import Pace
 
     pace = Pace(accumulate, workers, checkpoint_minutes, max_seconds)
     session.train(
@@ -273,7 +273,7 @@ def predict(
     device: Device = None,
 ) -> None:
     """Predict the validation split: boxes in nuScenes' submission JSON, or maps in packed arrays, as the run's task is."""
-    from vexkd.engine import session
+    from vexkd.train import session
 
     session.predict(
         weights,
@@ -305,7 +305,7 @@ def submission(
     seed: Seed = 0,
 ) -> None:
     """Check predictions of nuScenes' test split and zip them for its evaluation server."""
-    from vexkd import params
+    from vexkd import settings as params
     from vexkd.evaluate import submission as module
 
     row = params.read_run(settings / run / "config.yaml", settings / run / "inference.yaml")
@@ -325,7 +325,7 @@ def inspect(
     """Write what the figures energy and masks show: BEV maps of student, distilled student and teacher of one keyframe."""
     import torch
 
-    from vexkd.engine import inspection
+    from vexkd.measure import inspection
 
     if threads:
         torch.set_num_threads(threads)
@@ -349,7 +349,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a run's predictions, boxes with nuscenes-devkit, and gather metrics, curves and provenance of its seeds."""
-    from vexkd import params
+    from vexkd import settings as params
 
     folder = (settings or results / "runs") / run
     row = params.read_run(folder / "config.yaml", folder / "inference.yaml")
@@ -409,8 +409,8 @@ def import_weights(
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="spconv")
 
-    from vexkd import params as module
-    from vexkd.engine.published import convert
+    from vexkd import settings as module
+    from vexkd.published import convert
 
     row = module.load(params).run(run)
     print(convert.write(row, file, out, origin=origin, part=part, boxes=boxes, weights=weights))
@@ -423,8 +423,8 @@ def fetch_weights(
     params: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Fetch the published weights that image backbones start from; training itself never asks the network."""
-    from vexkd import params as module
-    from vexkd.engine.published import fetch
+    from vexkd import settings as module
+    from vexkd.published import fetch
 
     settings = module.load(params)
     names = list(settings.runs) if all_runs else [settings.run(name).name for name in runs or []]
@@ -442,8 +442,8 @@ def check(
     models: Models = Path("models"),
 ) -> None:
     """Compare the settings recorded in trained weights with what the settings file asks for now."""
-    from vexkd import params as module
     from vexkd import seal
+    from vexkd import settings as module
 
     settings = module.load(params)
     names = list(settings.runs) if all_runs else [settings.run(name).name for name in runs or []]
@@ -484,7 +484,7 @@ def clean(
 ) -> None:
     """List what runs, seeds, tables and figures that the settings no longer have left in results, models and dvc.lock."""
     from vexkd import leftovers
-    from vexkd import params as module
+    from vexkd import settings as module
 
     settings = module.load(params)
     with contextlib.chdir(params.parent):
@@ -507,7 +507,7 @@ def table(
     results: Results = Path("results"),
 ) -> None:
     """Write results/tables/NAME.{csv,md,tex} and its provenance from the runs' metrics."""
-    from vexkd import params as module
+    from vexkd import settings as module
     from vexkd.report import tables
 
     tables.make(name, params=module.load(params), results=results)
@@ -520,7 +520,7 @@ app.add_typer(figure, name="figure")
 @figure.command()
 def distillation(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
     """Distilled students against their baselines, per class."""
-    from vexkd import params as module
+    from vexkd import settings as module
     from vexkd.report import figures, records
 
     settings = module.load(params)
@@ -531,7 +531,7 @@ def distillation(params: ParamsFile = Path("params.yaml"), results: Results = Pa
 @figure.command()
 def curves(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
     """Training curves of all runs."""
-    from vexkd import params as module
+    from vexkd import settings as module
     from vexkd.report import figures, records
 
     settings = module.load(params)
@@ -661,7 +661,7 @@ def chart(
     """A chart of the rows that `figures` in the settings names."""
     from typing import cast
 
-    from vexkd import params as module
+    from vexkd import settings as module
     from vexkd.report import charts
 
     charts.make(cast(module.FigureName, name), params=module.load(params), results=results)
@@ -670,7 +670,7 @@ def chart(
 @app.command()
 def page(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
     """Write results/report.html: every table, figure and run in one file to open in a browser."""
-    from vexkd import params as module
+    from vexkd import settings as module
     from vexkd.report import page as pages
 
     print(pages.make(params=module.load(params), results=results))
@@ -711,9 +711,9 @@ def forecast(
     device: Device = None,
 ) -> None:
     """Measure a few steps of each distinct model and print hours, memory, disk and time limits of runs and tables."""
-    from vexkd import params as module
     from vexkd import provenance
-    from vexkd.engine import cost
+    from vexkd import settings as module
+    from vexkd.measure import cost
     from vexkd.report import tables
 
     settings = module.load(params)
@@ -762,7 +762,7 @@ def _measure(
     warnings.filterwarnings("ignore", category=FutureWarning, module="spconv")
     import torch
 
-    from vexkd.engine import forecast as module
+    from vexkd.measure import forecast as module
 
     if threads:
         torch.set_num_threads(threads)
@@ -796,8 +796,8 @@ def summary(
     threads: Threads = None,
 ) -> None:
     """Print the parts of a model: parameters, multiply-adds and FLOPs, output shapes, activation memory."""
-    from vexkd import params as module
     from vexkd import provenance
+    from vexkd import settings as module
     from vexkd.report import models
 
     settings = module.load(params)
@@ -829,7 +829,7 @@ def _summaries(
     warnings.filterwarnings("ignore", category=FutureWarning, module="spconv")
     import torch
 
-    from vexkd.engine import summary as module
+    from vexkd.measure import summary as module
 
     if threads:
         torch.set_num_threads(threads)
@@ -859,8 +859,8 @@ def latency(
     warnings.filterwarnings("ignore", category=FutureWarning, module="spconv")
     import torch
 
-    from vexkd import params as module
-    from vexkd.evaluate import latency as measuring
+    from vexkd import settings as module
+    from vexkd.measure import latency as measuring
 
     if threads:
         torch.set_num_threads(threads)
@@ -902,8 +902,8 @@ def export(
 
     warnings.filterwarnings("ignore", category=FutureWarning)
 
-    from vexkd import params as module
-    from vexkd.engine import export as exporting
+    from vexkd import settings as module
+    from vexkd.measure import export as exporting
 
     print(
         exporting.write(
@@ -930,8 +930,8 @@ def preflight(
     limit: Annotated[float, typer.Option(min=1, help="seconds for processes to find one another")] = 60.0,
 ) -> None:
     """Look for what would stop a job before one is queued: versions, GPUs, data, disk, clocks, processes, commit."""
-    from vexkd import params as module
-    from vexkd.engine import preflight as checks
+    from vexkd import settings as module
+    from vexkd.measure import preflight as checks
 
     settings = module.load(params)
     found = checks.run(
@@ -959,7 +959,7 @@ def status(
     """Show every run and seed: done, running (how far, where, how long still), waiting for what, failed and why."""
     import contextlib
 
-    from vexkd.report import status as module
+    from vexkd.measure import status as module
 
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         module.show(params, module.Places(results, models, scratch, logs), watch=watch)
@@ -977,9 +977,9 @@ def tensorboard(
     """Write training curves as TensorBoard's event files; of a training that goes on, up to its last saved state."""
     import contextlib
 
-    from vexkd import params as module
+    from vexkd import settings as module
+    from vexkd.measure.status import Places
     from vexkd.report import tensorboard as events
-    from vexkd.report.status import Places
 
     settings = module.load(params)
     pairs = [(settings.run(name).name, seed) for name in runs or settings.runs for seed in settings.seeds]

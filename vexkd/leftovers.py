@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from vexkd import provenance, seal
-from vexkd.params import KINDS, PICTURES, FigureName, Params
+from vexkd.settings import KINDS, PICTURES, FigureName, Params
 
 RESULTS, MODELS, LOCK = Path("results"), Path("models"), Path("dvc.lock")
 _CURE = "`vexkd clean` lists all, `vexkd clean --remove` removes them"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vexkd.params import Run
+from vexkd.settings import Run
 
 
 def sensors_read(run: Run, teacher: Run | None = None) -> list[str]:

@@ -15,7 +15,7 @@ import yaml
 
 from vexkd import content, needs, seal
 from vexkd.content import Digests, Product
-from vexkd.params import Params, Run
+from vexkd.settings import Params, Run
 
 ARTIFACTS = Path("artifacts")
 MANIFEST = ARTIFACTS / "manifest.parquet"

@@ -13,12 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vexkd import content, provenance
-from vexkd import params as settings
+from vexkd import content, provenance, settings
 from vexkd.content import Digests
 from vexkd.errors import InputError
 from vexkd.geometry import needed_reach
-from vexkd.params import Params, Run
+from vexkd.settings import Params, Run
 
 FORMAT = "vexkd-weights-1"
 # Settings that do not change the model which a run deploys, nor what a sample costs it.

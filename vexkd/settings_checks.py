@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vexkd.params import Camera, LiftSplat, Run
+    from vexkd.settings import Camera, LiftSplat, Run
 
 _CLOSE = 1e-6  # of a cell: what rounding of decimal fractions leaves
 _MOST_BOXES = 500  # per sample, in nuScenes' submissions

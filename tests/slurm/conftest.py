@@ -17,7 +17,7 @@ import yaml
 from workflow.conftest import ROOT, Place, checkout, outside  # noqa: F401 - fixtures
 
 from slurm.cluster import Cluster, missing
-from vexkd import params
+from vexkd import settings as params
 
 CALL = ["snakemake", "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
 RUNS = ["fusion-det", "centerpoint-det", "centerpoint-det-vexkd"]

@@ -38,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the other tests'
 from conftest import ROOT, tiny_settings
 
 from slurm.cluster import Cluster, ClusterError, commands, install
-from vexkd import params, seal
+from vexkd import seal
+from vexkd import settings as params
 
 RUNS = ["lidar-pretrain", "fusion-det", "centerpoint-det", "centerpoint-det-vexkd", "fusion-seg", "centerpoint-seg"]
 PAIRED = "centerpoint-det-vexkd"  # the run on two GPUs

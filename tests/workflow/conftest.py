@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vexkd import params
+from vexkd import settings as params
 
 ROOT = Path(__file__).parents[2]
 RUNS = ["lidar-pretrain", "fusion-det", "fusion-conv-det", "centerpoint-det", "centerpoint-det-vexkd"]

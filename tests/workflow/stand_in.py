@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from vexkd import content, leftovers, params, provenance, seal
+from vexkd import content, leftovers, provenance, seal
+from vexkd import settings as params
 from vexkd.errors import InputError
 from vexkd.report import products, records, sources
 

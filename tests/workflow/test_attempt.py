@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vexkd.engine import launch
+from vexkd.train import launch
 
 SCRIPT = Path(__file__).parents[2] / "workflow/scripts/attempt.py"
 LOG = "logs/train/student-seed0.log"

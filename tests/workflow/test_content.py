@@ -10,7 +10,8 @@ from collections import Counter
 
 import pytest
 
-from vexkd import params, seal
+from vexkd import seal
+from vexkd import settings as params
 from workflow.test_rerun import RATE
 
 MADE = ("train", "predict", "evaluate", "paste", "infos", "maps", "doctor", "synthesize")

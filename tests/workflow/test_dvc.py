@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from vexkd import params, seal
+from vexkd import seal
+from vexkd import settings as params
 from workflow.test_rerun import RATE, assert_settled, touched_by_the_student
 
 STUDENT = "models/centerpoint-det/seed0/weights.safetensors"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, tiny_settings
 
-from vexkd import params
+from vexkd import settings as params
 
 RUN = "centerpoint-det"
 COMMAND = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vexkd import params
+from vexkd import settings as params
 
 ODD = "my thèse's $HOME * (2)"
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from vexkd import params, seal
+from vexkd import seal
+from vexkd import settings as params
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_settings
 
-from vexkd import params
+from vexkd import settings as params
 
 from .conftest import ROOT
 

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from vexkd import params, seal
+from vexkd import seal
+from vexkd import settings as params
 
 RATE = "students.centerpoint-det.train.lr"
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from vexkd import params
+from vexkd import settings as params
 from workflow.test_rerun import RATE, assert_settled
 
 TABLE = "results/tables/main.md"

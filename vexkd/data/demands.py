@@ -16,7 +16,7 @@ from vexkd.data.infos import Infos
 from vexkd.data.splits import OFFICIAL
 from vexkd.errors import InputError
 from vexkd.needs import sensors_read
-from vexkd.params import Run
+from vexkd.settings import Run
 
 
 def check_all(runs: Mapping[str, Run], infos: Infos, *, root: Path | None = None) -> list[str]:

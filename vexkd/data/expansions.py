@@ -17,7 +17,7 @@ import shapely
 from vexkd import provenance
 from vexkd.data import file_kinds
 from vexkd.errors import InputError
-from vexkd.params import MAP_CLASSES as CLASSES
+from vexkd.settings import MAP_CLASSES as CLASSES
 
 LINES = ("road_divider", "lane_divider")
 # Class -> the layers of the map expansion that it unites.

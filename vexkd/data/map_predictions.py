@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from vexkd import provenance, seal
 from vexkd.errors import InputError
-from vexkd.params import MAP_CLASSES
+from vexkd.settings import MAP_CLASSES
 
 THRESHOLDS = (0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65)  # BEVFusion's metric
 FORMAT = "vexkd-map-predictions-1"

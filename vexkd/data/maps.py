@@ -30,7 +30,7 @@ from vexkd.data import infos as info_tools
 from vexkd.data.expansions import LINE_WIDTH, Edges, Expansion, checked_digest, read_expansion
 from vexkd.data.indexed import open_indexed
 from vexkd.errors import InputError
-from vexkd.params import MAP_CLASSES as CLASSES
+from vexkd.settings import MAP_CLASSES as CLASSES
 
 SCHEMA = 1
 MAX_CELLS = 4096  # along a side of a raster; more come of units mixed up

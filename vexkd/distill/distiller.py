@@ -15,7 +15,7 @@ from vexkd.distill.lesson import Lesson, Method
 from vexkd.distill.peers import bevdistill, focal, maskd, s2m2, unidistill
 from vexkd.distill.schedule import MaskSchedule
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Distill
+from vexkd.settings import Distill
 
 # A method by the name it has in `distill.method`; each is built from the same four arguments.
 METHODS = {

@@ -18,7 +18,7 @@ from vexkd.distill.adapters import adapter, widths
 from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.distill.losses import LOSSES
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Distill
+from vexkd.settings import Distill
 
 # Share of the cells that MGD hides (mmrazor 1.0.0).
 HIDDEN = 0.65

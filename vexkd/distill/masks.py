@@ -19,7 +19,7 @@ from vexkd.geometry import BevGrid
 from vexkd.models.bev_model import BEVModel
 from vexkd.models.heatmap import cells_of
 from vexkd.ops.deformable_attention import DeformableAttention, reference_points
-from vexkd.params import Distill
+from vexkd.settings import Distill
 
 # BEVDistill's Gaussians: the overlap that gives the radius, and its least value in cells.
 OVERLAP, MIN_RADIUS = 0.1, 1

@@ -18,7 +18,7 @@ from vexkd.evaluate import collect as gathering
 from vexkd.evaluate import resamples
 from vexkd.evaluate.segmentation import Accumulator
 from vexkd.geometry import BevGrid
-from vexkd.params import Run
+from vexkd.settings import Run
 
 
 def collect(run: Run, *, models: Path, results: Path, infos: Path, maps: Path, seeds: Sequence[int]) -> None:

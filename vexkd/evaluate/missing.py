@@ -13,7 +13,7 @@ from vexkd.errors import InputError
 from vexkd.evaluate import collect as gathering
 from vexkd.evaluate import detection
 from vexkd.evaluate import maps as map_scores
-from vexkd.params import Run
+from vexkd.settings import Run
 
 
 def collect(

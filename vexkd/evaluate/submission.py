@@ -15,7 +15,7 @@ from vexkd import code, content, provenance
 from vexkd.data import infos as info_tools
 from vexkd.errors import InputError
 from vexkd.evaluate import detection
-from vexkd.params import Run
+from vexkd.settings import Run
 
 SPLIT = "test"
 _FLAGS = ("use_camera", "use_lidar", "use_radar", "use_map", "use_external")

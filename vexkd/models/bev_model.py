@@ -26,7 +26,7 @@ from vexkd.models.map_head import MapHead
 from vexkd.models.sparse_encoder import SparseEncoder
 from vexkd.models.temporal import TemporalCameraBranch
 from vexkd.models.transfusion import TransFusionHead
-from vexkd.params import MAP_CLASSES, Run
+from vexkd.settings import MAP_CLASSES, Run
 
 # x, y, z, intensity, time lag (see `vexkd.batch.Sample.points`).
 POINT_CHANNELS = 5

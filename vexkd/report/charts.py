@@ -14,8 +14,8 @@ import pandas as pd
 
 from vexkd import provenance
 from vexkd.errors import InputError
-from vexkd.params import FigureName, Params, Run
 from vexkd.report import drawing, records, runs
+from vexkd.settings import FigureName, Params, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

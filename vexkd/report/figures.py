@@ -11,11 +11,11 @@ import pandas as pd
 from vexkd import provenance
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
-from vexkd.params import Params
 from vexkd.report import drawing, gains, runs
 from vexkd.report.birdseye import birdseye
 from vexkd.report.map_figure import maps
 from vexkd.report.tables import UNLIKE
+from vexkd.settings import Params
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from vexkd.params import Params, unequal
 from vexkd.report import origins, runs
+from vexkd.settings import Params, unequal
 
 LEVEL = 0.95
 FEW_SCENES = 20  # with fewer the interval is shown, but the table says that it is not to be trusted

@@ -18,9 +18,9 @@ from vexkd.data.inspection import LEVELS, Inspection, Name
 from vexkd.data.maps import Maps
 from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
-from vexkd.params import MAP_CLASSES
 from vexkd.report import birdseye as scenes
 from vexkd.report import drawing
+from vexkd.settings import MAP_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,9 +16,9 @@ from vexkd.data import map_predictions
 from vexkd.data.map_predictions import THRESHOLDS
 from vexkd.data.maps import Maps
 from vexkd.geometry import BevGrid
-from vexkd.params import MAP_CLASSES
 from vexkd.report import birdseye as scenes
 from vexkd.report import drawing, runs
+from vexkd.settings import MAP_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

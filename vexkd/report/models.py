@@ -1,6 +1,6 @@
 """docs/MODELS.md: the parts of every distinct model between two markers, beside published counts; prose around them stays.
 
-It reads plain values, as `vexkd.engine.summary.Summary.values` gives them, and needs no torch.
+It reads plain values, as `vexkd.measure.summary.Summary.values` gives them, and needs no torch.
 """
 
 from __future__ import annotations

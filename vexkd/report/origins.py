@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vexkd import seal
-from vexkd.params import Params
+from vexkd.settings import Params
 
 
 def commits(origin: dict[str, Any]) -> list[str]:

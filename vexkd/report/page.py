@@ -13,10 +13,10 @@ from pathlib import Path
 
 from vexkd import provenance
 from vexkd.errors import InputError
-from vexkd.params import Params
 from vexkd.report import records, run_section, runs, seen, sources, tables
 from vexkd.report.markup import Markup, element, join
 from vexkd.report.page_style import STYLE
+from vexkd.settings import Params
 
 WIDTH = 1200  # pixels, to which wider bitmaps are scaled down: what a wide window shows
 # A figure's name, or its beginning where it is drawn of each run -> its heading, and what it shows to who cannot see it.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vexkd import content, products
 from vexkd.content import Digests, Product
-from vexkd.params import PICTURES, Params
 from vexkd.report import records, sources
+from vexkd.settings import PICTURES, Params
 
 TABLES, FIGURES, PAGE = Path("results/tables"), Path("results/figures"), Path("results/report.html")
 

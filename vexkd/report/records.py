@@ -13,9 +13,9 @@ from typing import Any
 
 from vexkd import provenance
 from vexkd.content import Digests
-from vexkd.params import Params
 from vexkd.report import sources
 from vexkd.report.sources import Places
+from vexkd.settings import Params
 
 TABLE_FILES = ("csv", "md", "tex")
 FIGURE_FILES = ("png", "svg", "csv")

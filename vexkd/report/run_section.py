@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vexkd import params as settings
+from vexkd import settings
 from vexkd.errors import InputError
-from vexkd.params import Params, Run
 from vexkd.report import gains, origins, runs, tables
 from vexkd.report.markup import Markup, element, join
+from vexkd.settings import Params, Run
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito, one a seed
 POINTS = 200  # of a curve

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vexkd import seal
 from vexkd.errors import InputError
-from vexkd.params import Params
+from vexkd.settings import Params
 
 if TYPE_CHECKING:
     import pandas as pd

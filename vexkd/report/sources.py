@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vexkd import provenance, seal
-from vexkd.params import PICTURES, Params, Run
 from vexkd.report import runs
+from vexkd.settings import PICTURES, Params, Run
 
 # What a table, and with it the page, also shows of a run where it has been measured.
 MEASURED = ("summary.json", "latency.json")

@@ -14,8 +14,8 @@ import pandas as pd
 
 from vexkd import provenance
 from vexkd.errors import InputError
-from vexkd.params import Params, Run
 from vexkd.report import gains, origins, records, runs, sources
+from vexkd.settings import Params, Run
 
 MARK = "†"  # a row that was not made as the others
 WEAK = "‡"  # a gain over a baseline that is weaker than public ones

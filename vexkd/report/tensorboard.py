@@ -17,7 +17,7 @@ import pandas as pd
 
 from vexkd import seal
 from vexkd.errors import InputError
-from vexkd.report.status import Places
+from vexkd.measure.status import Places
 
 STATE = "state.safetensors"
 

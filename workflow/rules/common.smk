@@ -14,9 +14,9 @@ machine.run_own_code(workflow.basedir)  # before anything of vexkd is imported
 
 from scripts import plan, scheduler, slurm_queue
 from vexkd import calls, needs, products, seal
-from vexkd.engine import finished
+from vexkd.train import finished
 from vexkd.errors import InputError
-from vexkd.params import PICTURES, FigureName
+from vexkd.settings import PICTURES, FigureName
 from vexkd.report import sources
 
 machine.find_own_commands()

@@ -4,7 +4,7 @@ Retries are for lost nodes and exceeded limits. What ended with status 2 was ref
 and the later attempts of the same call end with it at once. Standard library only; signals go on to the command.
 
 A lock keeps a second writer away, such as the same job started again beside one that an earlier call left running. A
-training has one of its own besides (vexkd/engine/lock.py), which needs no file locks and finds a dead holder on any machine,
+training has one of its own besides (vexkd/train/lock.py), which needs no file locks and finds a dead holder on any machine,
 but refuses at once; this one waits for a job that is just ending, and is the only one that predictions have.
 """
 

@@ -4,14 +4,14 @@ import os
 import subprocess
 from pathlib import Path
 
-from vexkd.params import Params
+from vexkd.settings import Params
 
 
 def refuse_what_would_fail(executor: str, settings: Params) -> None:
     """Where jobs are to be queued: end this call if the data, the folder or the clock would stop them all."""
     if executor != "slurm":
         return
-    from vexkd.engine import preflight
+    from vexkd.measure import preflight
 
     if errors := preflight.before_queueing(settings):
         raise SystemExit("\n".join([*map(str, errors), "No job was queued. `vexkd preflight` looks at more."]))

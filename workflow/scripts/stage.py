@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the code of this checkout, whatever is installed
 
-from vexkd import leftovers, params, seal  # noqa: E402
+from vexkd import leftovers, seal  # noqa: E402
+from vexkd import settings as params
 from vexkd.errors import InputError  # noqa: E402
 from vexkd.report import products  # noqa: E402
 

@@ -22,7 +22,7 @@ from vexkd.models import detr_head, transfusion
 from vexkd.models.bev_model import BEVModel
 from vexkd.models.detr_head import DetrHead
 from vexkd.models.transfusion import TransFusionHead
-from vexkd.params import Distill
+from vexkd.settings import Distill
 
 # Published: weights, width of the contrastive space, its temperature, how many of the teacher's boxes teach, and what a
 # box's distance counts against its classes when it is matched, over how many numbers of its code (all but the velocity).

@@ -16,7 +16,7 @@ from vexkd.distill.adapters import adapter, widths
 from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.geometry import BevGrid
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Distill
+from vexkd.settings import Distill
 
 TEMPERATURE = 0.5  # published, of both
 FGD_WEIGHTS = {"foreground": 1e-3, "background": 5e-4, "attention": 1e-3, "context": 5e-6}

@@ -16,7 +16,7 @@ from vexkd.distill import masks as mask_parts
 from vexkd.distill.adapters import adapter, widths
 from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Distill
+from vexkd.settings import Distill
 
 # Published: number of tokens, their start, and the weight for RetinaNet; the diversity enters the tokens' loss as it is.
 TOKENS, START = 6, 0.01

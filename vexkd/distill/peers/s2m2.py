@@ -15,7 +15,7 @@ from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.distill.peers.focal import MIN_RADIUS, OVERLAP, THRESHOLD, evenly, per_sample
 from vexkd.geometry import BevGrid
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Distill
+from vexkd.settings import Distill
 
 # No weights are public for BEV maps; equal ones are inferred. `false` is where the student sees too much, `missed` too little.
 WEIGHTS = {f"{what}.{group}": 1.0 for what in ("heatmap", "feature") for group in ("true", "false", "missed")}

@@ -18,7 +18,7 @@ from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.geometry import BevGrid
 from vexkd.models.bev_model import BEVModel
 from vexkd.models.centerpoint import BRANCHES, CenterPointHead
-from vexkd.params import Distill
+from vexkd.settings import Distill
 
 # Published weights by the sensors of teacher and student; a pair that is not published takes those of L+C -> L.
 WEIGHTS = {

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
-from vexkd import calls, seal
-from vexkd import params as settings
+from vexkd import calls, seal, settings
 from vexkd.errors import InputError
-from vexkd.params import Params, Run
+from vexkd.settings import Params, Run
 
 QUIET = 900.0  # seconds without a sign of life after which a job counts as quiet; states are saved every five minutes
 BEATING = 60.0  # the same where a lock says that its holder lives, every ten seconds

@@ -19,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vexkd import params, provenance, seal
+from vexkd import provenance, seal
+from vexkd import settings as params
 from vexkd.errors import InputError
 from vexkd.models import bev_model
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Run
+from vexkd.settings import Run
 
 # What a training learned beside the student, for figures of it; a student's weights hold the student alone.
 MASKS = "masks.safetensors"

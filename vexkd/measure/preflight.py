@@ -26,10 +26,10 @@ from vexkd import code, content, provenance, seal
 from vexkd.data import demands, splits, tables
 from vexkd.data.infos import load as load_infos
 from vexkd.data.maps import map_bytes
-from vexkd.engine import cost
 from vexkd.errors import InputError
+from vexkd.measure import cost
 from vexkd.needs import needed_files
-from vexkd.params import Params
+from vexkd.settings import Params
 
 PYTHONS = ((3, 11), (3, 13))  # from, and below
 IMPORTED = ("torch", "spconv.pytorch", "accelerate", "transformers", "nuscenes", "snakemake", "dvc")
@@ -220,7 +220,7 @@ def existing(path: Path) -> Path:
 
 def plan(params: Params, *, root: Path, scratch: Path, here: Path) -> dict[Path, int]:
     """Bytes still to be written, by folder: models and artifacts, resumable states, the embedded town."""
-    from vexkd.engine import forecast
+    from vexkd.measure import forecast
 
     counter = cost.Counter(params)
     needs = dict.fromkeys((here, scratch, root), 0)
@@ -357,7 +357,7 @@ def check_ring(
         command = [
             sys.executable,
             "-m",
-            "vexkd.engine.preflight",
+            "vexkd.measure.preflight",
             backend,
             str(processes),
             str(limit),

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vexkd.params import Ema
+from vexkd.settings import Ema
 
 
 class MovingAverage:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from vexkd import provenance
-from vexkd.engine import checkpoint
-from vexkd.engine.published import backbones, detectors, files
-from vexkd.engine.published.mapping import Layout, Result, apply
-from vexkd.engine.train import write_curve
 from vexkd.errors import InputError
 from vexkd.models import bev_model
-from vexkd.params import Run
+from vexkd.published import backbones, detectors, files
+from vexkd.published.mapping import Layout, Result, apply
+from vexkd.settings import Run
+from vexkd.train import checkpoint
+from vexkd.train.loop import write_curve
 
 Origin = Literal[
     "mmdet3d-bevfusion", "mmdet3d-centerpoint", "mmdet3d-bevdet", "bevformer", "torchvision", "transformers"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vexkd.data.images import MEAN, STD
-from vexkd.engine.published.mapping import Change, Layout, Source, Table, both, third
-from vexkd.params import Backbone
+from vexkd.published.mapping import Change, Layout, Source, Table, both, third
+from vexkd.settings import Backbone
 
 OURS = "camera.encoder.backbone"
 # Swin's last norm has no part in feature maps, and files of detectors do not hold it.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vexkd.engine import environment
+from vexkd.train import environment
 
 
 def seed_everything(seed: int, rank: int = 0, *, deterministic: bool = True) -> None:

@@ -24,14 +24,14 @@ from vexkd.batch import Batch, Sample, collate
 from vexkd.data.infos import Infos
 from vexkd.data.infos import load as load_infos
 from vexkd.distill import distiller
-from vexkd.engine import optim, tasks
-from vexkd.engine.cost import Measured, Probe, distinct, freezes
-from vexkd.engine.predict import infer
-from vexkd.engine.seeding import seed_everything
-from vexkd.engine.train import Supervised
 from vexkd.errors import InputError
+from vexkd.measure.cost import Measured, Probe, distinct, freezes
 from vexkd.models import bev_model
-from vexkd.params import MAP_CLASSES, Params, Run
+from vexkd.settings import MAP_CLASSES, Params, Run
+from vexkd.train import optim, tasks
+from vexkd.train.loop import Supervised
+from vexkd.train.predict import infer
+from vexkd.train.seeding import seed_everything
 
 # nuScenes' sensors: LiDAR height, rings and their elevations; horizontal directions a turn; cameras' yaw and focal length.
 _LIDAR_HEIGHT = 1.84

@@ -11,12 +11,12 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from vexkd import provenance
-from vexkd.engine.published import files
-from vexkd.engine.published.backbones import imagenet
-from vexkd.engine.published.mapping import apply
 from vexkd.errors import InputError
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import BackboneWeights, Run
+from vexkd.published import files
+from vexkd.published.backbones import imagenet
+from vexkd.published.mapping import apply
+from vexkd.settings import BackboneWeights, Run
 
 # Where torchvision's files stand; the end of a file's name is the beginning of its SHA-256.
 TORCHVISION = "https://download.pytorch.org/models/"

@@ -30,10 +30,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from vexkd import provenance
 from vexkd.batch import Batch, collate
 from vexkd.data.infos import load as load_infos
-from vexkd.engine import summary, tasks
 from vexkd.errors import InputError
+from vexkd.measure import summary
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Params, Run
+from vexkd.settings import Params, Run
+from vexkd.train import tasks
 
 # 16 has GridSample and sums in ScatterND; 18 is what PyTorch's exporter writes without conversion.
 OPSET = 18

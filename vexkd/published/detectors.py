@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from vexkd.engine.published import backbones, parts
-from vexkd.engine.published.mapping import (
+from vexkd.published import backbones, parts
+from vexkd.published.mapping import (
     Layout,
     Source,
     Table,
@@ -23,7 +23,7 @@ from vexkd.engine.published.mapping import (
     sequence,
     transposed,
 )
-from vexkd.params import BevFormer, LiftSplat, ResNetEncoder, Run, SecondEncoder
+from vexkd.settings import BevFormer, LiftSplat, ResNetEncoder, Run, SecondEncoder
 
 _GEOMETRY = "geometry, which follows from the settings"
 
@@ -116,7 +116,7 @@ def _transfusion(run: Run, *, legacy: bool) -> Table:
 def centerpoint(run: Run, *, legacy: bool) -> Layout:
     """mmdetection3d's CenterPoint with voxels: maps (B, C, Y, X), grids (Z, Y, X), as ours.
 
-    Read from mmdetection3d 1.4.0, see `vexkd.engine.published.parts`. Heads with deformable convolutions have no place here.
+    Read from mmdetection3d 1.4.0, see `vexkd.published.parts`. Heads with deformable convolutions have no place here.
     """
     table: Table = {}
     if run.lidar is not None:

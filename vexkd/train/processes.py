@@ -22,8 +22,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from torch import Tensor, nn
 
-from vexkd.engine import environment
 from vexkd.errors import InputError
+from vexkd.train import environment
 
 # Exit status of a run that saved its state and stopped before its end; started again, it goes on.
 STOPPED = 75

@@ -1,4 +1,4 @@
-"""torchrun with an exit status that says what happened: `python -m vexkd.engine.launch [torchrun's options] -m vexkd.cli train ...`
+"""torchrun with an exit status that says what happened: `python -m vexkd.train.launch [torchrun's options] -m vexkd.cli train ...`
 
 torchrun itself ends with status 1 whatever its processes ended with, and dies of SIGUSR1, leaving them behind. Here the
 status is 0 where the work is done, 75 where the run saved its state and stopped (the same command goes on), 2 for bad
@@ -18,8 +18,8 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from vexkd.engine import environment
 from vexkd.errors import InputError
+from vexkd.train import environment
 
 STOPPED = 75
 # Where the nodes of a job meet: a port of its own among these, so that a retry, another job, finds a free one.

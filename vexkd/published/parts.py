@@ -7,8 +7,8 @@ models/necks/second_fpn.py, models/dense_heads/centerpoint_head.py; pyramids fro
 from __future__ import annotations
 
 from vexkd.boxes import CLASSES
-from vexkd.engine.published.mapping import Source, Table, both, conv_module, rows, sequence, sparse_kernel, transposed
-from vexkd.params import Camera, CenterPoint, Lidar, SecondEncoder
+from vexkd.published.mapping import Source, Table, both, conv_module, rows, sequence, sparse_kernel, transposed
+from vexkd.settings import Camera, CenterPoint, Lidar, SecondEncoder
 
 # Our branches of a head and the published ones, besides the centre's.
 BRANCHES = {"z": "height", "size": "dim", "yaw": "rot", "velocity": "vel", "heatmap": "heatmap"}

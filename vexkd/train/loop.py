@@ -25,14 +25,14 @@ from tqdm import tqdm
 from vexkd import provenance
 from vexkd.batch import Batch
 from vexkd.data.dataset import EpochSampler, NuScenesDataset, epoch_order, loader
-from vexkd.engine import checkpoint, optim, processes
-from vexkd.engine.ema import MovingAverage
-from vexkd.engine.lock import Lock
-from vexkd.engine.processes import StopRequest
-from vexkd.engine.seeding import random_state, restore_random_state
 from vexkd.errors import InputError
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Run
+from vexkd.settings import Run
+from vexkd.train import checkpoint, optim, processes
+from vexkd.train.ema import MovingAverage
+from vexkd.train.lock import Lock
+from vexkd.train.processes import StopRequest
+from vexkd.train.seeding import random_state, restore_random_state
 
 # Lines of a curve at most about twice this, beside those in which gradients were measured (`distill.monitor_every`): it
 # travels in the header of the saved state, which must stay small.

@@ -24,9 +24,9 @@ from vexkd import geometry, provenance
 from vexkd.batch import Batch, Detections
 from vexkd.data import map_predictions
 from vexkd.data.dataset import Key
-from vexkd.engine import checkpoint
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Run
+from vexkd.settings import Run
+from vexkd.train import checkpoint
 
 # Speed in m/s above which an object counts as moving (mmdetection3d's rule).
 MOVING = 0.2

@@ -22,10 +22,10 @@ from vexkd.data.infos import load as load_infos
 from vexkd.data.inspection import LEVELS, Name
 from vexkd.distill import masks as mask_parts
 from vexkd.distill.losses import energy
-from vexkd.engine import checkpoint, tasks
 from vexkd.errors import InputError
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Run
+from vexkd.settings import Run
+from vexkd.train import checkpoint, tasks
 
 
 @torch.no_grad()

@@ -120,7 +120,7 @@ class Lidar(Strict):
 
 
 class BackboneWeights(Strict):
-    """Published weights that an image backbone starts from; see `vexkd.engine.published.fetch` and docs/WEIGHTS.md."""
+    """Published weights that an image backbone starts from; see `vexkd.published.fetch` and docs/WEIGHTS.md."""
 
     source: Literal["transformers", "torchvision", "mmdet"] = Field(description="whose names the file's tensors have")
     name: str = Field(description="model on the Hugging Face hub, file of torchvision's, or an https address")
@@ -322,7 +322,7 @@ class MapHead(Strict):
 
 
 class Ema(Strict):
-    """The kept weights are a moving average (BEVDet); see `vexkd.engine.ema`."""
+    """The kept weights are a moving average (BEVDet); see `vexkd.train.ema`."""
 
     decay: float = Field(gt=0, lt=1)
     ramp: float = Field(gt=0, description="updates after which the decay has come to 63 % of its value")

@@ -25,13 +25,14 @@ from torch.utils.flop_counter import flop_registry
 from vexkd import provenance, seal
 from vexkd.batch import Batch, Sample, collate
 from vexkd.data.infos import load as load_infos
-from vexkd.engine import checkpoint, forecast, tasks
-from vexkd.engine.seeding import seed_everything
 from vexkd.errors import InputError
+from vexkd.measure import forecast
 from vexkd.models import bev_model
 from vexkd.models.bev_model import BEVModel
 from vexkd.ops.sparse_conv import SparseConv
-from vexkd.params import Params, Run
+from vexkd.settings import Params, Run
+from vexkd.train import checkpoint, tasks
+from vexkd.train.seeding import seed_everything
 
 # Parts that are shown by their own parts; `depth` opens those further.
 OPENED = ("camera", "camera.encoder")

@@ -21,11 +21,12 @@ from torch import nn
 from vexkd import provenance
 from vexkd.batch import Sample, collate
 from vexkd.data.infos import load as load_infos
-from vexkd.engine import summary, tasks
-from vexkd.engine.predict import infer
 from vexkd.errors import InputError
+from vexkd.measure import summary
 from vexkd.models.bev_model import BEVModel
-from vexkd.params import Params, Run
+from vexkd.settings import Params, Run
+from vexkd.train import tasks
+from vexkd.train.predict import infer
 
 READ, TRANSFER, DECODE, REST = "read and decode files", "to the device", "decode and NMS", "between parts"
 VOXELIZE = "voxelize"
@@ -116,7 +117,7 @@ def write(
     median_ms, p5_ms, p95_ms: from the sample in memory to boxes or maps, transfer to the device included. The same three:
     `without_decoding`, to the head's raw output; `with_reading`, from the sample's files, null for made-up samples; each of
     `stages`. device, dtype, threads, batch, repeats, warmup, data, weights (SHA-256, null: random) and provenance say what
-    was measured; macs, flops, parameters and graph are those of `vexkd.engine.summary`, on one of the samples.
+    was measured; macs, flops, parameters and graph are those of `vexkd.measure.summary`, on one of the samples.
     """
     if (root is None) != (infos is None):
         raise InputError("real samples need both --root and --infos; give both or neither.")

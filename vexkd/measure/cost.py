@@ -1,6 +1,6 @@
 """What runs and tables cost: a probe's seconds and bytes a sample, times epochs, samples and seeds. No torch.
 
-A probe holds what `vexkd.engine.forecast` measured on named hardware, one entry for each distinct model: runs that share
+A probe holds what `vexkd.measure.forecast` measured on named hardware, one entry for each distinct model: runs that share
 every setting that decides cost share an entry (`cost_key`). Hours are wall time, device-hours are GPU-hours or CPU-hours.
 """
 
@@ -19,7 +19,7 @@ from vexkd.data import infos as infos_module
 from vexkd.data.map_predictions import THRESHOLDS
 from vexkd.data.maps import map_bytes
 from vexkd.errors import InputError
-from vexkd.params import Params, Run
+from vexkd.settings import Params, Run
 
 FORMAT = "vexkd-probe-1"
 # Samples of nuScenes' splits, and of an epoch drawn by CBGS from `train` (mmdetection3d's CBGSDataset; BEVDet's log shows

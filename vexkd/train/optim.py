@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from vexkd.params import Schedule, Train
+from vexkd.settings import Schedule, Train
 
 
 def optimiser(module: nn.Module, train: Train) -> torch.optim.AdamW:

@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vexkd import content, params, provenance, seal
+from vexkd import content, provenance, seal
+from vexkd import settings as params
 from vexkd.data import demands
 from vexkd.data.dataset import NuScenesDataset, loader
 from vexkd.data.infos import load as load_infos
-from vexkd.engine import attempts, checkpoint, environment, finished, processes, tasks
-from vexkd.engine import predict as prediction
-from vexkd.engine.lock import Lock
-from vexkd.engine.processes import LOST, STOPPED, StopRequest
-from vexkd.engine.published import fetch
-from vexkd.engine.seeding import seed_everything
-from vexkd.engine.train import NonFiniteError, Pace, Stopped, Trainer, peak_memory, write_curve
 from vexkd.errors import InputError
-from vexkd.params import Run
+from vexkd.published import fetch
+from vexkd.settings import Run
+from vexkd.train import attempts, checkpoint, environment, finished, processes, tasks
+from vexkd.train import predict as prediction
+from vexkd.train.lock import Lock
+from vexkd.train.loop import NonFiniteError, Pace, Stopped, Trainer, peak_memory, write_curve
+from vexkd.train.processes import LOST, STOPPED, StopRequest
+from vexkd.train.seeding import seed_everything
 
 
 def train(
@@ -50,7 +51,7 @@ def train(
 
     Resumable state is keyed by settings, inputs and seed, so a run never resumes under another teacher or other data. A
     lock beside it refuses a second training of the same; a training whose result stands in `out` is not repeated. keep: a
-    folder that holds the result a second time, from which a later call gives it back (`vexkd.engine.finished`).
+    folder that holds the result a second time, from which a later call gives it back (`vexkd.train.finished`).
     """
     stop = StopRequest().listen()
     processes.mark_messages()

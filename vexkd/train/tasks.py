@@ -13,13 +13,13 @@ from vexkd.data.infos import Infos
 from vexkd.data.maps import Maps
 from vexkd.data.paste import PasteDatabase
 from vexkd.distill import distiller
-from vexkd.engine import checkpoint
-from vexkd.engine.published import fetch
-from vexkd.engine.train import Supervised
 from vexkd.errors import InputError
 from vexkd.models import bev_model
 from vexkd.needs import sensors_read
-from vexkd.params import ImageAugment, Run
+from vexkd.published import fetch
+from vexkd.settings import ImageAugment, Run
+from vexkd.train import checkpoint
+from vexkd.train.loop import Supervised
 
 
 def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[nn.Module, Run]:
