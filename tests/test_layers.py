@@ -40,7 +40,6 @@ STRANGERS = [
     ("models", "data"),
     ("data", "models"),
     ("report", "train"),
-    ("report", "measure"),
     ("evaluate", "train"),
 ]
 SOURCES = sorted((ROOT / "vexkd").rglob("*.py"))
