@@ -1,0 +1,5 @@
+"""`python -m vexkd.cli`."""
+
+from vexkd.cli import main
+
+main()
