@@ -18,6 +18,7 @@ LAYERS = [
         "batch",
         "provenance",
         "errors",
+        "experiment",
         "seal",
         "content",
         "products",
