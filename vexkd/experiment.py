@@ -23,7 +23,7 @@ from pathlib import Path
 
 from vexkd import settings
 from vexkd.errors import InputError
-from vexkd.settings import Params, Run, Task
+from vexkd.settings import Params, Run
 
 CALL = "VEXKD_CALL"
 SENSORS = ("lidar", "camera")
@@ -111,7 +111,7 @@ class Training:
         """BEV maps of one keyframe, for the figures `energy` and `masks`."""
         return self.folder / "inspection.safetensors"
 
-    def predictions(self, task: Task, without: str | None = None) -> Path:
+    def predictions(self, task: str, without: str | None = None) -> Path:
         """nuScenes' submission file, or packed maps of a run that segments. without: a sensor that has failed."""
         ending = "safetensors" if task == "segmentation" else "json"
         return self.folder / f"predictions{f'-without-{without}' if without else ''}.{ending}"
