@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vexkd import settings as params
+from vexkd.settings import Params, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -103,6 +103,6 @@ def tiny_settings() -> dict:
 
 
 @pytest.fixture
-def settings() -> params.Params:
+def settings() -> Params:
     """All runs of the demo at test size."""
-    return params.parse(copy.deepcopy(tiny_settings()))
+    return parse(copy.deepcopy(tiny_settings()))

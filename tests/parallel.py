@@ -14,10 +14,10 @@ from conftest import tiny_settings
 from safetensors.torch import save_file
 from torch import nn
 
-from vexkd import settings as params
 from vexkd.data.infos import load
 from vexkd.models import bev_model
 from vexkd.ops.sparse_conv import SparseBatchNorm
+from vexkd.settings import Params, parse, write_configs
 from vexkd.train import checkpoint, processes, session, tasks
 from vexkd.train.loop import NonFiniteError, Pace, Trainer, write_curve
 from vexkd.train.seeding import seed_everything
@@ -34,9 +34,7 @@ CASES = {
 RATE = 6.0e-5  # large steps from random weights amplify rounding by a hundred each
 
 
-def settings(
-    *, synchronised: bool = False, epochs: int = 2, dropout: float = 0.0, split: str = "mini_val"
-) -> params.Params:
+def settings(*, synchronised: bool = False, epochs: int = 2, dropout: float = 0.0, split: str = "mini_val") -> Params:
     """Nine samples in batches of four: two steps an epoch and a rest; masks learn in the first three of four steps."""
     values = tiny_settings()
     values["train"] |= {"batch": 4, "epochs": epochs, "sync_bn": synchronised}
@@ -44,7 +42,7 @@ def settings(
         row["train"] = {**row.get("train", {}), "epochs": epochs, "lr": RATE}
     values["data"]["val_split"] = split
     values["distill"] |= {"mask_dropout": dropout, "stop_mask_epoch": None, "stop_mask_iteration": 3}
-    return params.parse(values)
+    return parse(values)
 
 
 def origins(town: Path) -> dict[str, dict[str, Path | None]]:
@@ -58,7 +56,7 @@ def origins(town: Path) -> dict[str, dict[str, Path | None]]:
 
 def save_origins(town: Path) -> None:
     """Random weights for them and for predictions, and the settings of a run that draws at random in each process."""
-    params.write_configs(settings(epochs=4, dropout=0.3), town / "results")
+    write_configs(settings(epochs=4, dropout=0.3), town / "results")
     (town / "results/runs/centerpoint-det-vexkd").rename(town / "dropout")
     run = settings(split="mini_train").run("centerpoint-det")
     checkpoint.save_weights(town / "predicts.safetensors", bev_model.build(run), run=run, inputs={}, record={})

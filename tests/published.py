@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import tiny_settings
 from torch import Tensor, nn
 
-from vexkd import settings as params
+from vexkd import settings
 from vexkd.models import bev_model
 from vexkd.published import convert
 
@@ -73,7 +73,7 @@ class Published:
         return self.linear(self.linear(x, f"{name}.layers.0.0", hidden).relu(), f"{name}.layers.1", x.shape[-1])
 
 
-def tiny(name: str, change=lambda raw: None) -> params.Run:
+def tiny(name: str, change=lambda raw: None) -> settings.Run:
     raw = copy.deepcopy(tiny_settings())
     raw["bev"] |= {"range": [-6.4, -6.4, -5.0, 6.4, 6.4, 3.0]}
     raw["map"] |= {"reach": 6.0}
@@ -86,15 +86,15 @@ def tiny(name: str, change=lambda raw: None) -> params.Run:
         | {"neck_channels": [8, 8], "out_channels": 8},
     }
     change(raw)
-    return params.parse(raw).run(name)
+    return settings.parse(raw).run(name)
 
 
-def built(run: params.Run) -> bev_model.BEVModel:
+def built(run: settings.Run) -> bev_model.BEVModel:
     torch.manual_seed(1)
     return bev_model.build(run).double().eval()
 
 
-def put(model: nn.Module, run: params.Run, source: Published, origin: str, *prefixes: str, legacy: bool = False):
+def put(model: nn.Module, run: settings.Run, source: Published, origin: str, *prefixes: str, legacy: bool = False):
     """Import into a model; everything of ours under the prefixes must be filled, and nothing be left over."""
     own = model.state_dict()
     result = convert.convert(run, own, source.tensors, origin=origin, legacy=legacy)

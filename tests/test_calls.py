@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vexkd import calls
-from vexkd import settings as params
+from vexkd import calls, settings
 from vexkd.errors import InputError
 
 RAW = yaml.safe_load((Path(__file__).parents[1] / "demo" / "params.yaml").read_text())
@@ -26,7 +25,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def save(raw: dict) -> None:
-    Path("params.yaml").write_text(params.dump(raw))
+    Path("params.yaml").write_text(settings.dump(raw))
 
 
 def changed(rate: float = 0.5) -> dict:
@@ -37,7 +36,7 @@ def changed(rate: float = 0.5) -> dict:
 
 
 def rate(call: calls.Call) -> float:
-    return params.read_run(
+    return settings.read_run(
         *(call.runs / "centerpoint-det" / name for name in ("config.yaml", "inference.yaml"))
     ).train.lr
 
@@ -52,7 +51,7 @@ def test_jobs_read_what_their_call_started_with():
     first = calls.begin()
     locks = calls.freeze(first, works=True)
     save(changed())
-    params.write_configs(params.load())  # as `git switch` would: these files may be in git
+    settings.write_configs(settings.load())  # as `git switch` would: these files may be in git
     job = calls.of_job(first.folder.name)
     assert job.params.raw == RAW
     assert rate(job) == RAW["train"]["lr"]
@@ -87,7 +86,7 @@ def test_a_call_without_lock_has_its_own_settings_and_leaves_those_of_the_other(
     second = calls.begin()
     more = calls.freeze(second, works=True, alone=False)
     assert (rate(first), rate(second)) == (RAW["train"]["lr"], 0.5)
-    assert params.read_run(CONFIG, CONFIG.with_name("inference.yaml")).train.lr == 0.5
+    assert settings.read_run(CONFIG, CONFIG.with_name("inference.yaml")).train.lr == 0.5
     assert CONFIG.stat().st_mtime_ns == time
     end(locks + more)
 

@@ -16,8 +16,7 @@ import pytest
 import yaml
 from conftest import tiny_settings
 
-from vexkd import cli
-from vexkd import settings as params
+from vexkd import cli, settings
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 
@@ -73,8 +72,8 @@ class Desk:
         self.path, self.town = path, town
         self.params, self.results, self.models = path / "params.yaml", path / "results", path / "models"
         self.params.write_text(yaml.safe_dump(tiny_settings()))
-        loaded = params.load(self.params)
-        params.write_configs(loaded, self.results)
+        loaded = settings.load(self.params)
+        settings.write_configs(loaded, self.results)
         for name in ("centerpoint-det", "fusion-det"):
             run = loaded.run(name)
             checkpoint.save_weights(self.weights(name), bev_model.build(run), run=run, inputs={}, record={})
@@ -88,9 +87,9 @@ class Desk:
     def changed(self, folder: Path, **blocks) -> Path:
         """A config.yaml like the CenterPoint's but for some settings, with its inference.yaml beside it."""
         values = yaml.safe_load(self.config().read_text())
-        for block, settings in blocks.items():
-            values[block] = {**values.get(block, {}), **settings}
-        (folder / "config.yaml").write_text(params.dump(values))
+        for block, params in blocks.items():
+            values[block] = {**values.get(block, {}), **params}
+        (folder / "config.yaml").write_text(settings.dump(values))
         shutil.copy(self.config().with_name("inference.yaml"), folder)
         return folder / "config.yaml"
 
@@ -598,7 +597,7 @@ def test_check_names_each_run_that_differs(vexkd, desk, tmp_path):
     status, _, err = vexkd("check", "--all", "--params", desk.params, "--models", tmp_path)
     assert status == 2
     *lines, last = err
-    runs = params.load(desk.params).runs
+    runs = settings.load(desk.params).runs
     assert [line.split(":")[0] for line in lines] == list(runs)
     assert f"{len(runs)} of the trained models differ" in one_sentence(last)
 
@@ -657,9 +656,9 @@ def finished(desk, tmp_path) -> Path:
     errors = {"translation": 0.5, "scale": 0.2, "orientation": 1.0, "velocity": 1.0, "attribute": 0.3}
     classes = dict.fromkeys(CLASSES, 0.3)
     detected = {"mAP": 0.4, "NDS": 0.4, "AP": classes, "errors": dict.fromkeys(CLASSES, errors)}
-    segmented = {"mIoU": 0.3, "IoU": dict.fromkeys(params.MAP_CLASSES, 0.3)}
+    segmented = {"mIoU": 0.3, "IoU": dict.fromkeys(settings.MAP_CLASSES, 0.3)}
     record = {"device": "CPU", "devices": 1, "threads": 1, "training_seconds": 9.0, "parameters": 10}
-    for run in params.load(desk.params).runs.values():
+    for run in settings.load(desk.params).runs.values():
         folder = tmp_path / "runs" / run.name
         folder.mkdir(parents=True)
         scores = segmented if run.task == "segmentation" else detected

@@ -14,13 +14,13 @@ from test_data_tiny import KEY, POST, START, VERSION, ego_pose, real_keyframe, s
 
 from vexkd import boxes as box_tools
 from vexkd import geometry
-from vexkd import settings as params
 from vexkd.batch import collate
 from vexkd.data import dataset as data
 from vexkd.data import infos as info_tools
 from vexkd.data import paste, tables
 from vexkd.data.augment import BevAugmentation, GridMaskAugmentation, ImageAugmentation
 from vexkd.errors import InputError
+from vexkd.settings import load
 from vexkd.train import tasks
 
 BOUNDS = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
@@ -367,7 +367,7 @@ def test_a_teacher_may_see_the_images_otherwise(town):
 
 def test_a_teacher_without_history_shares_the_keyframes_images(town):
     """BEVDet4D and its teacher are drawn once, as published; alone, the student carries no second set of images."""
-    settings = params.load(ROOT / "demo/full/params.yaml")
+    settings = load(ROOT / "demo/full/params.yaml")
     infos = info_tools.load(town / "infos")
     taught, alone = settings.run("bevdet4d-det-vexkd"), settings.run("bevdet4d-det")
     teacher = settings.run(taught.teacher)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_settings
 
-from vexkd import settings as params
+from vexkd import settings
 from vexkd.batch import Batch, Output, collate
 from vexkd.distill import distiller, regions
 from vexkd.distill.lesson import weights_of
@@ -371,8 +371,8 @@ def class_room(town):
     from vexkd.train import tasks
 
     torch.manual_seed(0)
-    settings = params.parse(tiny_settings())
-    run, teacher = settings.run("centerpoint-det-vexkd"), settings.run("fusion-det")
+    params = settings.parse(tiny_settings())
+    run, teacher = params.run("centerpoint-det-vexkd"), params.run("fusion-det")
     dataset = tasks.training_set(run, teacher, root=town / "data", infos=infos.load(town / "infos"), paste=None, seed=0)
     samples = [dataset[(0, 0, 0)], dataset[(0, 1, 1)]]
     return bev_model.build(run), bev_model.build(teacher), collate(samples), samples
@@ -381,7 +381,7 @@ def class_room(town):
 def enrol(class_room, more, student=None):
     raw = tiny_settings()
     raw["distilled"]["centerpoint-det-vexkd"]["distill"] = more
-    run = params.parse(raw).run("centerpoint-det-vexkd")
+    run = settings.parse(raw).run("centerpoint-det-vexkd")
     torch.manual_seed(1)
     return distiller.build(
         settings=run.distill,
@@ -469,7 +469,7 @@ def test_bevdistill_between_query_heads(class_room, head):
     raw["students"]["centerpoint-det"]["head"] = head
     raw |= {"distilled": {}, "tables": {}}  # other methods need another head
     torch.manual_seed(0)
-    student = bev_model.build(params.parse(raw).run("centerpoint-det"))
+    student = bev_model.build(settings.parse(raw).run("centerpoint-det"))
     task = enrol(class_room, {"method": "bevdistill"}, student)
     first, reached = two_steps(task, class_room[2])
     assert {"distill.dense", "distill.contrast", "distill.box"} <= set(first)
@@ -613,7 +613,7 @@ def read(distill=None, student=None, teacher=None):
     raw["students"]["centerpoint-det"] |= student or {}
     raw["teachers"]["fusion-det"] |= teacher or {}
     raw["distilled"]["centerpoint-det-vexkd"]["distill"] = distill or {}
-    return params.parse(raw)
+    return settings.parse(raw)
 
 
 @pytest.mark.parametrize(
@@ -657,7 +657,7 @@ def test_a_row_of_maps_taught_by_boxes_is_refused_as_it_is_read(distill):
         raw[group][f"maps-{group}"] = {**raw[group][name], "task": "segmentation", "head": "map"}
     raw["distilled"]["maps"] = {"student": "maps-students", "teacher": "maps-teachers", "distill": distill}
     with pytest.raises(InputError, match=r"distilled.maps: distill.\w+: \w+ .*boxes, which segmentation lacks; choose"):
-        params.parse(raw)
+        settings.parse(raw)
 
 
 def test_a_method_refuses_heads_without_heatmaps():

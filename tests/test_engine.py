@@ -14,10 +14,9 @@ from accelerate.state import AcceleratorState
 from conftest import tiny_settings
 from safetensors.torch import load_file
 
-from vexkd import settings as params
 from vexkd.errors import InputError
 from vexkd.models import bev_model
-from vexkd.settings import Schedule
+from vexkd.settings import Schedule, dump, from_values, parse, write_configs
 from vexkd.train import checkpoint, optim, session
 from vexkd.train.loop import NonFiniteError, Pace, Trainer
 from vexkd.train.predict import attribute, submission
@@ -45,14 +44,14 @@ def test_warmup_cosine_schedule():
 @pytest.fixture
 def desk(town, tmp_path):
     """A folder with the runs' settings at test size, and what to train them with."""
-    settings = params.parse(tiny_settings())
-    params.write_configs(settings, tmp_path / "results")
+    params = parse(tiny_settings())
+    write_configs(params, tmp_path / "results")
 
     def config(name, **changes):
         folder = tmp_path / "results/runs" / name
         if changes:
             values = yaml.safe_load((folder / "config.yaml").read_text())
-            (folder / "config.yaml").write_text(params.dump({**values, **changes}))
+            (folder / "config.yaml").write_text(dump({**values, **changes}))
         return folder / "config.yaml"
 
     def train(name, out="models", pace=None, **weights):
@@ -163,8 +162,8 @@ def test_a_distillation_resumes_bit_for_bit(desk, monkeypatch):
     config = yaml.safe_load(desk.config("centerpoint-det-vexkd").read_text())
     averaged = config["train"] | {"ema": {"decay": 0.9, "ramp": 5.0, "updates": 0}}
     desk.config("centerpoint-det-vexkd", train=averaged)
-    settings = params.parse(tiny_settings())
-    teacher_run = settings.run("fusion-det")
+    params = parse(tiny_settings())
+    teacher_run = params.run("fusion-det")
     torch.manual_seed(1)
     teacher = desk.path / "teacher.safetensors"
     checkpoint.save_weights(teacher, bev_model.build(teacher_run), run=teacher_run, inputs={}, record={})
@@ -189,7 +188,7 @@ def test_accumulated_parts_equal_the_whole_batch(desk, town):
     """Frozen BatchNorm, so that only the loss's own normalisation is compared: two parts of one sample, one of two."""
     values = tiny_settings()
     values["train"] |= {"batch": 2}
-    run = params.parse(values).run("centerpoint-det")
+    run = parse(values).run("centerpoint-det")
     found = []
     for accumulate in (1, 2):
         trainer = make_trainer(run, town, desk.path / f"state{accumulate}", Pace(accumulate=accumulate))
@@ -203,10 +202,10 @@ def test_a_teacher_and_its_student_train_in_half_precision(town, tmp_path):
     """Geometry, voxels and losses stay in float32 under autocast; every term is finite."""
     values = tiny_settings()
     values["train"]["precision"] = "bf16"
-    settings = params.parse(values)
+    params = parse(values)
     weights = {}
     for name in ("lidar-pretrain", "fusion-det"):
-        run = settings.run(name)
+        run = params.run(name)
         weights[name] = tmp_path / f"{name}.safetensors"
         checkpoint.save_weights(weights[name], bev_model.build(run), run=run, inputs={}, record={})
     origins = {
@@ -214,7 +213,7 @@ def test_a_teacher_and_its_student_train_in_half_precision(town, tmp_path):
         "centerpoint-det-vexkd": {"teacher": weights["fusion-det"]},
     }
     for name, origin in origins.items():
-        trainer = make_trainer(settings.run(name), town, tmp_path / name, **origin)
+        trainer = make_trainer(params.run(name), town, tmp_path / name, **origin)
         row = trainer._step(next(trainer._epoch(0)))
         assert all(math.isfinite(value) for value in row.values())
 
@@ -269,7 +268,7 @@ def test_weights_of_another_model_or_other_settings_are_refused(settings, tmp_pa
     assert found == run
     with pytest.raises(InputError, match="those of run centerpoint-det, not of lidar-pretrain"):
         checkpoint.load_model(path, expected=settings.run("lidar-pretrain"))
-    changed = params.from_values(
+    changed = from_values(
         {**run.training(), "train": {**run.training()["train"], "lr": 0.5}}, run.after_training(), "x"
     )
     with pytest.raises(InputError, match=r"other settings: train.lr \(.*, now 0.5\)"):

@@ -14,8 +14,7 @@ import yaml
 from conftest import ROOT
 from conftest import tiny_settings as all_tiny_settings
 
-from vexkd import cli
-from vexkd import settings as params
+from vexkd import cli, settings
 from vexkd.data import infos as infos_module
 from vexkd.data.dataset import cbgs_indices
 from vexkd.data.points import in_bounds, read_lidar
@@ -44,30 +43,30 @@ ROWS = {"lidar-pretrain", "fusion-det", "fusion-conv-det", "centerpoint-det", "c
 def tiny_settings() -> dict:
     """A few of the tiny runs."""
     raw = all_tiny_settings()
-    for kind in params.KINDS:
+    for kind in settings.KINDS:
         raw[kind] = {name: row for name, row in raw[kind].items() if name in ROWS}
     return raw | {"tables": {"main": sorted(ROWS)}, "figures": {}}
 
 
 @pytest.fixture(scope="module")
-def paper() -> params.Params:
-    return params.load(ROOT / "params.yaml")
+def paper() -> settings.Params:
+    return settings.load(ROOT / "params.yaml")
 
 
-def probe_of(settings: params.Params, **changes: Measured) -> Probe:
+def probe_of(params: settings.Params, **changes: Measured) -> Probe:
     """A probe in which every run costs what MEASURED does, but for `changes` (names with _ for -)."""
     models = {}
-    for run in settings.runs.values():
+    for run in params.runs.values():
         measured = changes.get(run.name.replace("-", "_"), MEASURED)
-        models[cost.cost_key(settings, run)] = replace(measured, run=run.name)
+        models[cost.cost_key(params, run)] = replace(measured, run=run.name)
     return Probe("CPU", threads=2, data="made-up samples", micro_batch=1, steps=1, origin={}, models=models)
 
 
-def varied(name: str, **rows) -> params.Params:
+def varied(name: str, **rows) -> settings.Params:
     """The tiny settings with another distilled run."""
     raw = tiny_settings()
     raw["distilled"][name] = {**raw["distilled"]["centerpoint-det-vexkd"], **rows}
-    return params.parse(raw)
+    return settings.parse(raw)
 
 
 # ------------------------------------------------------------------------------------------------ what is measured once
@@ -263,16 +262,16 @@ def test_made_up_cameras_see_the_ground_ahead(paper):
 
 
 @pytest.fixture(scope="module")
-def measured(town) -> tuple[params.Params, Probe]:
+def measured(town) -> tuple[settings.Params, Probe]:
     """A pretraining, and a student with its teacher and masks, at test size on real samples."""
-    settings = params.parse(tiny_settings())
+    params = settings.parse(tiny_settings())
     names = ("lidar-pretrain", "centerpoint-det-vexkd")
     lines: list[str] = []
     probe = forecast.measure(
-        settings, list(names), root=town / "data", infos=town / "infos", device="cpu", tell=lines.append
+        params, list(names), root=town / "data", infos=town / "infos", device="cpu", tell=lines.append
     )
     assert [line.split(":")[0] for line in lines] == ["1 of 2", "2 of 2"]
-    return settings, probe
+    return params, probe
 
 
 def test_every_distinct_model_is_measured(measured):
@@ -308,11 +307,11 @@ def test_masks_are_measured_learning_and_frozen(settings, monkeypatch):
     assert (taught.seconds, taught.frozen_seconds, taught.step_seconds, taught.predict_seconds) == (0.4, 0.25, 0.1, 0.1)
 
 
-def test_map_segmentation_and_camera_teachers_are_measured_without_data(settings):
+def test_map_segmentation_and_camera_teachers_are_measured_without_data():
     """Made-up batches hold what such runs read: labels on their own grid, the teacher's images, points for both."""
     raw = tiny_settings()
     raw["students"]["lidar-map"] = {"task": "segmentation", "sensors": ["lidar"], "head": "map"}
-    changed = params.parse(raw)
+    changed = settings.parse(raw)
     names = ["lidar-map", "fusion-conv-det"]
     probe = forecast.measure(changed, names, device="cpu", tell=lambda _: None)
     counter = cost.Counter(changed)
@@ -330,7 +329,7 @@ def test_map_segmentation_and_camera_teachers_are_measured_without_data(settings
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/probes").glob("*.json")), ids=lambda path: path.stem)
 def test_stored_probes_answer_or_say_what_they_lack(path):
     """Runs that changed since are refused by name; the others are priced as by hand."""
-    demo, probe = params.load(ROOT / "demo/params.yaml"), cost.load_probe(path)
+    demo, probe = settings.load(ROOT / "demo/params.yaml"), cost.load_probe(path)
     counter = cost.Counter(demo)
     for run in demo.runs.values():
         model = probe.models.get(cost.cost_key(demo, run))
@@ -406,7 +405,7 @@ def verb(tmp_path, monkeypatch, capsys):
     """`vexkd forecast` in a folder with the paper's settings and a probe: arguments -> status, stdout, stderr."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
-    probe_of(params.load(Path("params.yaml"))).save(Path("probe.json"))
+    probe_of(settings.load(Path("params.yaml"))).save(Path("probe.json"))
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["vexkd", "forecast", *arguments])
@@ -427,12 +426,12 @@ def test_the_verb_prints_aligned_markdown_and_writes_json(verb):
         assert len({len(line) for line in lines}) == 1
         assert all(line.startswith("|") for line in lines)
     assert tables[0][0].split("|")[1].strip() == "Run"
-    settings = params.load(Path("params.yaml"))
-    assert len(tables[0]) == 2 + len(cost.needed(settings, settings.table("main")))
+    params = settings.load(Path("params.yaml"))
+    assert len(tables[0]) == 2 + len(cost.needed(params, params.table("main")))
     assert "no, +" in tables[1][2]
     assert "25% and 10 minutes" in out
     values = json.loads(Path("cost.json").read_text())
-    assert list(values["runs"]) == cost.needed(settings, settings.table("main"))
+    assert list(values["runs"]) == cost.needed(params, params.table("main"))
     assert values["tables"]["main"]["device_hours"] == pytest.approx(values["total"]["device_hours"])
     assert values["within_budget"][0]["fits"] is False
 

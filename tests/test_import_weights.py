@@ -17,8 +17,7 @@ from conftest import tiny_settings
 from published import Published, built, put, tiny
 from torch import Tensor
 
-from vexkd import boxes, seal
-from vexkd import settings as params
+from vexkd import boxes, seal, settings
 from vexkd.errors import InputError
 from vexkd.models import bev_model
 from vexkd.published import convert, files
@@ -40,7 +39,7 @@ def sparse_block(p: Published, x: Tensor, seen: Tensor, name: str, out: int, *, 
     return F.conv3d(x, weight, stride=stride, padding=padding) * reached, reached.double()
 
 
-def published_sparse_encoder(p: Published, x: Tensor, seen: Tensor, run: params.Run, *, xyz: bool) -> Tensor:
+def published_sparse_encoder(p: Published, x: Tensor, seen: Tensor, run: settings.Run, *, xyz: bool) -> Tensor:
     """Of blocks at each stage and a halving at its end; the order of axes is that of `x`."""
     name, widths = "pts_middle_encoder", run.lidar.channels
     turn = (lambda triple: triple) if xyz else (lambda triple: triple[::-1])
@@ -70,7 +69,7 @@ def published_sparse_encoder(p: Published, x: Tensor, seen: Tensor, run: params.
     return x.permute(0, 1, 4, 2, 3).flatten(1, 2) if xyz else x.flatten(1, 2)
 
 
-def voxels(run: params.Run) -> tuple[Tensor, Tensor, Tensor]:
+def voxels(run: settings.Run) -> tuple[Tensor, Tensor, Tensor]:
     """Points, one a voxel, and the same as a dense grid (1, 5, X, Y, Z) with what is active."""
     random = torch.Generator().manual_seed(4)
     low, size = torch.tensor(run.bev.range[:3]).double(), torch.tensor(run.bev.voxel).double()
@@ -101,7 +100,7 @@ def test_sparse_encoder(origin, generation):
         torch.testing.assert_close(model.lidar([points]), expected.mT if xyz else expected, **EXACT)
 
 
-def published_second(p: Published, x: Tensor, run: params.Run) -> Tensor:
+def published_second(p: Published, x: Tensor, run: settings.Run) -> Tensor:
     encoder, outputs, scale = run.bev_encoder, [], 1
     for stage, width in enumerate(encoder.channels):
         for layer in range(encoder.layers[stage] + 1):
@@ -130,7 +129,7 @@ def test_second_and_its_neck(origin, xy):
         torch.testing.assert_close(model.bev_encoder(low), expected.mT if xy else expected, **EXACT)
 
 
-def published_transfusion(p: Published, x: Tensor, run: params.Run) -> dict[str, Tensor]:
+def published_transfusion(p: Published, x: Tensor, run: settings.Run) -> dict[str, Tensor]:
     """TransFusionHead over a map (B, C, X, Y): every layer's outputs by name, (B, Q, ...), best proposal first."""
     head, width = run.transfusion, run.transfusion.channels
     shared = p.conv(x, "bbox_head.shared_conv", width, 3, bias=True)
@@ -721,14 +720,14 @@ def test_a_lidar_checkpoint_becomes_a_run_that_others_start_from(lidar_only, tmp
 def test_imported_weights_pass_the_check_while_settings_agree(lidar_only, tmp_path):
     file = tmp_path / "lidar.pth"
     torch.save(lidar_only, file)
-    settings = params.parse(copy.deepcopy(tiny_settings()))
-    run = settings.run("lidar-pretrain")
+    params = settings.parse(copy.deepcopy(tiny_settings()))
+    run = params.run("lidar-pretrain")
     out = seal.weights_path(tmp_path / "models", run.name, 0)
     convert.write(run, file, out, origin="mmdet3d-bevfusion", part="lidar")
-    assert seal.check(settings, tmp_path / "models", [run.name]) == []
+    assert seal.check(params, tmp_path / "models", [run.name]) == []
     other = tiny_settings()
     other["train"]["lr"] = 0.5
-    assert "other settings" in seal.check(params.parse(other), tmp_path / "models", [run.name])[0]
+    assert "other settings" in seal.check(settings.parse(other), tmp_path / "models", [run.name])[0]
 
 
 @pytest.mark.parametrize(
@@ -847,7 +846,7 @@ def test_one_set_is_taken_as_it_is(tmp_path):
 
 
 def test_imported_weights_keep_the_published_border_unless_the_settings_name_one():
-    run = params.parse(tiny_settings()).run("fusion-det")
+    run = settings.parse(tiny_settings()).run("fusion-det")
     assert run.camera.view.border is None
     imported = convert._as_published(run, "all")
     assert imported.camera.view.border == "published"

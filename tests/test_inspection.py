@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vexkd import seal
-from vexkd import settings as params
 from vexkd.batch import collate
 from vexkd.data import infos as info_files
 from vexkd.data import inspection as files
@@ -24,6 +23,7 @@ from vexkd.geometry import BevGrid
 from vexkd.measure import inspection
 from vexkd.models import bev_model
 from vexkd.report import inspection_figures
+from vexkd.settings import Run, dump, read_run, write_configs
 from vexkd.train import checkpoint, session, tasks
 from vexkd.train.loop import Pace
 
@@ -31,7 +31,7 @@ RUN, STUDENT, TEACHER = "centerpoint-det-vexkd", "centerpoint-det", "fusion-det"
 RECORD = {"seed": 0}
 
 
-def save(models: Path, run: params.Run, seed: int = 1) -> torch.nn.Module:
+def save(models: Path, run: Run, seed: int = 1) -> torch.nn.Module:
     """A model with random weights in the folder of its run."""
     torch.manual_seed(seed)
     model = bev_model.build(run).eval()
@@ -117,7 +117,7 @@ def test_a_training_leaves_its_masks_beside_the_weights(settings, town, tmp_path
     """And a later one that learns none takes them away; the student's own file holds the student alone."""
     run = settings.run(RUN)
     save(tmp_path / "models", settings.run(TEACHER))
-    params.write_configs(settings, tmp_path / "results")
+    write_configs(settings, tmp_path / "results")
     out = tmp_path / "models" / RUN / "seed0"
     arguments = {
         "root": town / "data", "infos": town / "infos", "out": out, "seed": 0, "paste": None, "start": None, "threads": 1,
@@ -132,9 +132,9 @@ def test_a_training_leaves_its_masks_beside_the_weights(settings, town, tmp_path
     assert not masks.training
     assert not torch.equal(masks.nets["low"].query, start)  # it has learned
     assert set(load_file(out / "weights.safetensors")) == set(bev_model.build(run).state_dict())
-    values = params.read_run(config, config.with_name("inference.yaml")).training()
+    values = read_run(config, config.with_name("inference.yaml")).training()
     values["distill"]["mask"] = "none"
-    config.write_text(params.dump(values))
+    config.write_text(dump(values))
     session.train(config, **arguments)
     assert not (out / "masks.safetensors").exists()
 

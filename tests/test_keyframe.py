@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from vexkd import settings as params
+from vexkd import settings
 from vexkd.boxes import CLASS_OF_CATEGORY
 from vexkd.data import infos as info_tools
 
@@ -29,7 +29,7 @@ def infos(keyframe, tmp_path_factory):
     return folder
 
 
-def small_settings() -> params.Params:
+def small_settings() -> settings.Params:
     """The demo's CenterPoint, smaller and without augmentation, over the whole range; it is scored on what it learns."""
     raw = yaml.safe_load((ROOT / "demo/params.yaml").read_text())
     raw["data"] |= {"sweeps": 0, "balance": "none", "train_split": "mini_train", "val_split": "mini_train"}
@@ -48,7 +48,7 @@ def small_settings() -> params.Params:
     raw["train"] |= {"epochs": STEPS, "batch": 1}
     raw |= {"distilled": {}, "tables": {}, "figures": {}}
     raw["students"] = {"centerpoint-det": {"task": "detection", "sensors": ["lidar"], "head": "centerpoint"}}
-    return params.parse(raw)
+    return settings.parse(raw)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def predictions(keyframe, infos, tmp_path_factory) -> Path:
     from vexkd.train.loop import Pace
 
     folder = tmp_path_factory.mktemp("learnt")
-    params.write_configs(small_settings(), folder)
+    settings.write_configs(small_settings(), folder)
     config = folder / "runs/centerpoint-det/config.yaml"
     shared = {"root": keyframe, "infos": infos, "threads": 1, "device": "cpu"}
     none = {"paste": None, "start": None, "teacher": None}
@@ -136,7 +136,7 @@ def test_the_published_border_keeps_what_lies_below(keyframe, infos, name):
     from vexkd.data.dataset import NuScenesDataset
     from vexkd.models.lss import LiftSplat
 
-    run = params.load(ROOT / "params.yaml").run(name)
+    run = settings.load(ROOT / "params.yaml").run(name)
     view = run.camera.view
     dataset = NuScenesDataset(
         root=keyframe, infos=info_tools.load(infos).subset("mini_train"), sensors=["camera"], bounds=run.bev.range,
@@ -145,9 +145,9 @@ def test_the_published_border_keeps_what_lies_below(keyframe, infos, name):
     batch = collate([dataset[0]])
     stride = 4 * 2 ** run.camera.backbone.outputs[0]
     shape = [size // stride for size in run.camera.image_size]
-    settings = {"bounds": run.bev.range, "cell": run.bev.cell, "stride": stride, "depth_net": "plain", "in_channels": 8}
+    params = {"bounds": run.bev.range, "cell": run.bev.cell, "stride": stride, "depth_net": "plain", "in_channels": 8}
     kept = {}
     for border in ("exact", "published"):
-        lift = LiftSplat(channels=8, z=view.z, depth=view.depth, step=view.step, border=border, **settings)
+        lift = LiftSplat(channels=8, z=view.z, depth=view.depth, step=view.step, border=border, **params)
         kept[border] = int((lift.cells(batch, shape, tuple(run.camera.image_size)) >= 0).sum())
     assert 1 - kept["exact"] / kept["published"] == pytest.approx(BELOW[name], abs=0.001)

@@ -10,8 +10,7 @@ import pytest
 import torch
 from conftest import tiny_settings
 
-from vexkd import cli, provenance
-from vexkd import settings as params
+from vexkd import cli, provenance, settings
 from vexkd.errors import InputError
 from vexkd.measure import latency, summary
 from vexkd.models import bev_model
@@ -38,10 +37,10 @@ def slowly(function, clock: SimpleNamespace, seconds: float = 1.0):
     return slow
 
 
-def quick(settings: params.Params, name: str, **more) -> dict:
-    run = settings.run(name)
+def quick(params: settings.Params, name: str, **more) -> dict:
+    run = params.run(name)
     model = bev_model.build(run)
-    source = more.pop("source", None) or latency.made_up(settings, run)
+    source = more.pop("source", None) or latency.made_up(params, run)
     return latency.measure(model, run, source, repeats=2, warmup=1, device=CPU, **more)
 
 
@@ -126,8 +125,8 @@ def call(monkeypatch, *arguments: str) -> None:
 
 
 def test_the_verb_measures_trained_weights_on_real_samples(home, town, monkeypatch, capsys):
-    settings = params.load(home / "params.yaml")
-    run = settings.run("centerpoint-det")
+    params = settings.load(home / "params.yaml")
+    run = params.run("centerpoint-det")
     weights = home / "models/centerpoint-det/seed0/weights.safetensors"
     checkpoint.save_weights(weights, bev_model.build(run), run=run, inputs={}, record={"seed": 0})
     options = ["--root", str(town / "data"), "--infos", str(town / "infos"), "--repeats", "3", "--warmup", "1"]
@@ -145,14 +144,14 @@ def test_the_verb_measures_trained_weights_on_real_samples(home, town, monkeypat
 
 
 def test_no_weights_is_one_sentence(home):
-    settings = params.load(home / "params.yaml")
-    options = {"params": settings, "models": home / "models", "seed": 0, "weights": None, "random": False}
+    params = settings.load(home / "params.yaml")
+    options = {"params": params, "models": home / "models", "seed": 0, "weights": None, "random": False}
     both = {"weights": Path("some.safetensors"), "random": True}
     with pytest.raises(InputError, match="--random and --weights some.safetensors exclude each other"):
         summary.deployed("centerpoint-det", **options | both)
     with pytest.raises(InputError, match=r"models/centerpoint-det/seed0.*--random"):
         summary.deployed("centerpoint-det", **options)
-    run = settings.run("lidar-pretrain")
+    run = params.run("lidar-pretrain")
     path = home / "other.safetensors"
     checkpoint.save_weights(path, bev_model.build(run), run=run, inputs={}, record={})
     with pytest.raises(InputError, match="weights of lidar-pretrain, not of centerpoint-det"):

@@ -14,7 +14,7 @@ import torch
 from conftest import tiny_settings
 from test_layout import LIMITS, PATIENT
 
-from vexkd import settings as params
+from vexkd import settings
 from vexkd.batch import collate
 from vexkd.measure import forecast
 from vexkd.models.layout import outermost
@@ -54,7 +54,7 @@ def test_gradients_of_every_kind_of_training_do_not_depend_on_the_layout(limit, 
     assert "all right" in run.stdout
 
 
-def small() -> params.Params:
+def small() -> settings.Params:
     """The tiny runs, and those of the paper's scale that they lack: cameras over time, BEVFormer, other teaching."""
     raw = tiny_settings()
     camera = raw["students"]["bevdet-seg"]
@@ -89,7 +89,7 @@ def small() -> params.Params:
     pupil = {"student": "centerpoint-det", "teacher": "fusion-det"}
     raw["distilled"] |= {name: {**pupil, "distill": {"method": name}} for name in METHODS}
     raw["distilled"] |= {name: {**pupil, "distill": {"mask": "ones", "loss": name}} for name in LOSSES}
-    return params.parse(raw)
+    return settings.parse(raw)
 
 
 def gradients(task: torch.nn.Module, batch, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
@@ -103,13 +103,13 @@ def gradients(task: torch.nn.Module, batch, dtype: torch.dtype | None = None) ->
     return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
 
 
-def worst_difference(settings: params.Params, name: str) -> tuple[float, str]:
+def worst_difference(params: settings.Params, name: str) -> tuple[float, str]:
     """The largest difference of a parameter's gradient to that with channels outermost, in lengths of the latter."""
-    run = settings.run(name)
-    images = settings.run(run.teacher) if run.teacher and not run.camera else run
+    run = params.run(name)
+    images = params.run(run.teacher) if run.teacher and not run.camera else run
     seed_everything(0)
-    task = forecast.build_task(settings, run).eval()  # statistics of a batch would multiply rounding
-    batch = collate([forecast.made_up_sample(settings, run, images, np.random.default_rng(0))])
+    task = forecast.build_task(params, run).eval()  # statistics of a batch would multiply rounding
+    batch = collate([forecast.made_up_sample(params, run, images, np.random.default_rng(0))])
     found = gradients(task, batch)
     if name == "fusion-det":
         rounded = gradients(task, batch, torch.bfloat16)

@@ -4,14 +4,13 @@ import pytest
 import yaml
 from conftest import tiny_settings
 
-from vexkd import leftovers
-from vexkd import settings as params
+from vexkd import leftovers, settings
 
 
 @pytest.fixture
-def settings(tmp_path, monkeypatch) -> params.Params:
+def settings(tmp_path, monkeypatch) -> settings.Params:
     monkeypatch.chdir(tmp_path)
-    return params.parse(tiny_settings())
+    return settings.parse(tiny_settings())
 
 
 def write(folder, *names: str) -> None:

@@ -18,8 +18,7 @@ from conftest import tiny_settings
 from shapely import affinity
 
 from vexkd import boxes as box_tools
-from vexkd import geometry
-from vexkd import settings as params
+from vexkd import geometry, settings
 from vexkd.batch import Batch
 from vexkd.boxes import CLASSES
 from vexkd.data import infos as info_tools
@@ -192,8 +191,8 @@ def test_10_masks_lie_between_zero_and_one_on_180_by_180_cells():
 def lesson() -> tuple[distiller.Distiller, Batch]:
     """A LiDAR student and its teacher of both sensors at test size, and two samples of noise with two boxes each."""
     torch.manual_seed(0)
-    settings = params.parse(tiny_settings())
-    run, teacher = settings.run("centerpoint-det-vexkd"), settings.run("fusion-det")
+    params = settings.parse(tiny_settings())
+    run, teacher = params.run("centerpoint-det-vexkd"), params.run("fusion-det")
     task = distiller.build(
         settings=run.distill, student=bev_model.build(run), teacher=bev_model.build(teacher), teacher_name="fusion-det"
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from vexkd import settings as params
+from vexkd import settings
 from vexkd.batch import Batch, collate
 from vexkd.data import infos as info_tools
 from vexkd.models import bev_model
@@ -26,7 +26,7 @@ CAMERA_CHANNELS = {"bevdet": 64, "bevdet4d": 9 * 80, "bevformer": 256}
 
 def distinct_models() -> Iterator[str]:
     """A run for each model: a distilled student's is that of its baseline."""
-    for name, run in params.load(ROOT / "params.yaml").runs.items():
+    for name, run in settings.load(ROOT / "params.yaml").runs.items():
         if run.kind != "distilled":
             yield pytest.param(name, marks=[pytest.mark.slow, *([pytest.mark.sample] if name in FEW else [])])
 
@@ -38,15 +38,15 @@ def infos(keyframe, tmp_path_factory) -> Path:
     return folder
 
 
-def paper() -> params.Params:
+def paper() -> settings.Params:
     """params.yaml on the keyframe's version; nothing is pasted, for the keyframe has no database."""
-    raw = params.load(ROOT / "params.yaml").raw
+    raw = settings.load(ROOT / "params.yaml").raw
     raw["data"] |= {"version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_train"}
     raw["paste"]["counts"] = {}
-    return params.parse(raw)
+    return settings.parse(raw)
 
 
-def batch_of(run: params.Run, teacher: params.Run, root: Path, infos: Path) -> Batch:
+def batch_of(run: settings.Run, teacher: settings.Run, root: Path, infos: Path) -> Batch:
     """The keyframe as the run's training sees it; labels of map classes, which the keyframe has not, are drawn."""
     bare = run.model_copy(update={"map": None})
     dataset = tasks.training_set(bare, teacher, root=root, infos=info_tools.load(infos), paste=None, seed=0)

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vexkd import settings as params
+from vexkd import settings
 from vexkd.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -22,20 +22,20 @@ def raw() -> dict:
 
 def refusal(raw: dict) -> str:
     with pytest.raises(InputError) as error:
-        params.parse(raw)
+        settings.parse(raw)
     return str(error.value)
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "demo/params.yaml"])
 def test_both_files_are_whole(name):
-    loaded = params.load(ROOT / name)
+    loaded = settings.load(ROOT / name)
     assert {"pretrained", "teachers", "students", "distilled"} == {run.kind for run in loaded.runs.values()}
     assert all(run.name == key for key, run in loaded.runs.items())
 
 
 def test_a_row_says_only_what_differs(raw):
     raw["students"]["centerpoint-det"]["train"] = {"lr": 0.5, "schedule": {"peak": 3.0}}
-    run = params.parse(raw).run("centerpoint-det")
+    run = settings.parse(raw).run("centerpoint-det")
     assert run.train.lr == 0.5
     assert run.train.schedule.peak == 3.0
     assert run.train.epochs == raw["train"]["epochs"]
@@ -45,7 +45,7 @@ def test_a_row_says_only_what_differs(raw):
 def test_a_distilled_run_inherits_its_student_and_overrides_it(raw):
     raw["students"]["centerpoint-det"]["train"] = {"lr": 0.5, "clip": 7.0}
     raw["distilled"]["centerpoint-det-vexkd"]["train"] = {"lr": 0.25}
-    run = params.parse(raw).run("centerpoint-det-vexkd")
+    run = settings.parse(raw).run("centerpoint-det-vexkd")
     assert run.train.lr == 0.25
     assert run.train.clip == 7.0
     assert run.head == raw["students"]["centerpoint-det"]["head"]
@@ -56,14 +56,14 @@ def test_a_distilled_run_inherits_its_student_and_overrides_it(raw):
 def test_lists_and_counts_are_replaced_whole(raw):
     raw["students"]["centerpoint-det"]["paste"] = {"counts": {"car": 1}}
     raw["students"]["centerpoint-det"]["bev_augment"] = {"scale": [1.0, 1.0]}
-    run = params.parse(raw).run("centerpoint-det")
+    run = settings.parse(raw).run("centerpoint-det")
     assert run.paste.counts == {"car": 1}
     assert run.paste.min_points == raw["paste"]["min_points"]
     assert run.bev_augment.scale == [1.0, 1.0]
 
 
 def test_blocks_that_cannot_matter_are_left_out(raw):
-    loaded = params.parse(raw)
+    loaded = settings.parse(raw)
     student, teacher = loaded.run("centerpoint-det"), loaded.run("fusion-det")
     assert student.camera is None
     assert student.mgfm is None
@@ -77,17 +77,17 @@ def test_blocks_that_cannot_matter_are_left_out(raw):
 
 
 def test_a_change_reaches_the_runs_that_use_it_and_no_other(raw):
-    before = params.parse(raw)
+    before = settings.parse(raw)
     raw["mgfm"]["blocks"] += 1
-    after = params.parse(raw)
+    after = settings.parse(raw)
     changed = {name for name in before.runs if before.run(name).training() != after.run(name).training()}
     assert changed == {name for name, run in before.runs.items() if run.fusion == "mgfm"}
 
 
 def test_inference_is_apart_from_training(raw):
-    before = params.parse(raw).run("centerpoint-det")
+    before = settings.parse(raw).run("centerpoint-det")
     raw["inference"]["centerpoint"]["score"] = 0.3
-    after = params.parse(raw).run("centerpoint-det")
+    after = settings.parse(raw).run("centerpoint-det")
     assert before.training() == after.training()
     assert before.after_training() != after.after_training()
     assert "inference" not in after.training()
@@ -158,7 +158,7 @@ def test_a_table_lists_runs(raw):
 
 
 def test_an_unknown_run_or_table_is_refused():
-    loaded = params.parse(RAW)
+    loaded = settings.parse(RAW)
     with pytest.raises(InputError, match="no run named 'fusion'"):
         loaded.run("fusion")
     with pytest.raises(InputError, match="no table named 'mian'; the nearest known one is 'main'"):
@@ -183,32 +183,32 @@ def test_a_distilled_run_names_both(raw):
 
 def test_a_missing_file_is_said(tmp_path):
     with pytest.raises(InputError, match="there is no such settings file"):
-        params.load(tmp_path / "params.yaml")
+        settings.load(tmp_path / "params.yaml")
 
 
 def test_a_file_that_is_no_yaml_is_said(tmp_path):
     (tmp_path / "params.yaml").write_text("a: [1\nb: }")
     with pytest.raises(InputError, match="this is not YAML"):
-        params.load(tmp_path / "params.yaml")
+        settings.load(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("scale", ["params.yaml", "demo/params.yaml"])
 def test_written_settings_are_read_back(tmp_path, scale):
-    loaded = params.load(ROOT / scale)
-    params.write_configs(loaded, tmp_path)
+    loaded = settings.load(ROOT / scale)
+    settings.write_configs(loaded, tmp_path)
     for name, run in loaded.runs.items():
         folder = tmp_path / "runs" / name
-        assert params.read_run(folder / "config.yaml", folder / "inference.yaml") == run
+        assert settings.read_run(folder / "config.yaml", folder / "inference.yaml") == run
 
 
 def test_equal_settings_are_not_written_again(tmp_path, raw):
-    params.write_configs(params.parse(raw), tmp_path)
+    settings.write_configs(settings.parse(raw), tmp_path)
     files = sorted(tmp_path.rglob("*.yaml"))
     first = [file.stat().st_mtime_ns for file in files]
-    params.write_configs(params.parse(raw), tmp_path)
+    settings.write_configs(settings.parse(raw), tmp_path)
     assert [file.stat().st_mtime_ns for file in files] == first
     raw["students"]["centerpoint-det"]["train"] = {"lr": 0.5}
-    params.write_configs(params.parse(raw), tmp_path)
+    settings.write_configs(settings.parse(raw), tmp_path)
     changed = {file.parent.name for file, time in zip(files, first, strict=True) if file.stat().st_mtime_ns != time}
     taught = {name for name, row in raw["distilled"].items() if row["student"] == "centerpoint-det"}
     assert changed == {"centerpoint-det", *taught}
@@ -216,7 +216,7 @@ def test_equal_settings_are_not_written_again(tmp_path, raw):
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none())
 def test_a_number_survives_being_written(value):
-    back = yaml.safe_load(params.dump({"a": value, "b": [value]}))
+    back = yaml.safe_load(settings.dump({"a": value, "b": [value]}))
     assert back == {"a": value, "b": [value]}
     assert type(back["a"]) is type(value)
 
@@ -225,46 +225,46 @@ def test_a_key_given_twice_is_refused(tmp_path):
     text = (ROOT / "params.yaml").read_text().replace("  lr: 1.0e-4\n", "  lr: 1.0e-4\n  lr: 1.0e-3\n")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match="the key lr stands twice"):
-        params.load(tmp_path / "params.yaml")
+        settings.load(tmp_path / "params.yaml")
 
 
 def test_a_file_extends_others(tmp_path, raw):
     """Blocks are replaced whole, runs and tables by name, and the last word is the file's own."""
-    (tmp_path / "base.yaml").write_text(params.dump(raw))
+    (tmp_path / "base.yaml").write_text(settings.dump(raw))
     (tmp_path / "small").mkdir()
     over = {
         "seeds": [7],
         "train": raw["train"] | {"lr": 0.5},
         "students": {"other": raw["students"]["centerpoint-det"]},
     }
-    (tmp_path / "over.yaml").write_text(params.dump(over))
+    (tmp_path / "over.yaml").write_text(settings.dump(over))
     own = {"extends": ["../base.yaml", "../over.yaml"], "seeds": [8], "tables": {"extra": ["other"]}}
-    (tmp_path / "small" / "params.yaml").write_text(params.dump(own))
-    loaded = params.load(tmp_path / "small" / "params.yaml")
+    (tmp_path / "small" / "params.yaml").write_text(settings.dump(own))
+    loaded = settings.load(tmp_path / "small" / "params.yaml")
     assert loaded.seeds == [8]
-    assert set(loaded.runs) == {*params.parse(raw).runs, "other"}
+    assert set(loaded.runs) == {*settings.parse(raw).runs, "other"}
     assert loaded.run("other").train.lr == 0.5
     assert set(loaded.tables) == {*raw["tables"], "extra"}
-    assert params.parse(loaded.raw).runs == loaded.runs
+    assert settings.parse(loaded.raw).runs == loaded.runs
 
 
 def test_extending_beside_dvc_is_refused(tmp_path, raw):
     """DVC would say up to date after a change in the lower file."""
-    (tmp_path / "base.yaml").write_text(params.dump(raw))
+    (tmp_path / "base.yaml").write_text(settings.dump(raw))
     for name in ("params.yaml", "other.yaml"):
         (tmp_path / name).write_text("extends: [base.yaml]\n")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     with pytest.raises(
         InputError, match=r"params\.yaml: extends: DVC reads this file alone.*write their settings into it"
     ):
-        params.load(tmp_path / "params.yaml")
-    assert params.load(tmp_path / "other.yaml").runs  # none that DVC reads
+        settings.load(tmp_path / "params.yaml")
+    assert settings.load(tmp_path / "other.yaml").runs  # none that DVC reads
 
 
 def test_extending_what_is_not_there_is_refused(tmp_path):
     (tmp_path / "params.yaml").write_text("extends: [nowhere.yaml]\n")
     with pytest.raises(InputError, match="extends: there is no file"):
-        params.load(tmp_path / "params.yaml")
+        settings.load(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("names", [["params.yaml"], ["params.yaml", "base.yaml"]], ids=["itself", "one another"])
@@ -272,28 +272,28 @@ def test_files_that_extend_themselves_are_refused(tmp_path, names):
     for name, below in zip(names, [*names[1:], names[0]], strict=True):
         (tmp_path / name).write_text(f"extends: [{below}]\n")
     with pytest.raises(InputError, match=r"params\.yaml: extends: the file extends itself"):
-        params.load(tmp_path / "params.yaml")
+        settings.load(tmp_path / "params.yaml")
 
 
 def test_a_key_that_is_a_list_is_refused(tmp_path):
     (tmp_path / "params.yaml").write_text("? [seeds]\n: [0]\n")
     with pytest.raises(InputError, match="a key is no plain word"):
-        params.load(tmp_path / "params.yaml")
+        settings.load(tmp_path / "params.yaml")
 
 
 def test_more_sweeps_than_infos_list_are_refused(raw):
     raw["data"] = raw["data"] | {"sweeps": 11}
     with pytest.raises(InputError, match=r"data\.sweeps: 11 does not fit"):
-        params.parse(raw)
+        settings.parse(raw)
 
 
 def test_every_row_and_table_of_the_paper_stands_at_laptop_scale_too():
-    paper, laptop = params.load(ROOT / "params.yaml"), params.load(ROOT / "demo/full/params.yaml")
+    paper, laptop = settings.load(ROOT / "params.yaml"), settings.load(ROOT / "demo/full/params.yaml")
     assert set(laptop.runs) >= set(paper.runs)  # a user may add rows to the demo alone
     assert laptop.tables == {**laptop.tables, **paper.tables}
     assert {**laptop.figures, "blocks": None} == {**paper.figures, "blocks": None}
-    for settings in (paper, laptop):  # the laptop's default is one block, the paper's three
-        blocks = [settings.run(name) for name in settings.figures["blocks"]]
+    for params in (paper, laptop):  # the laptop's default is one block, the paper's three
+        blocks = [params.run(name) for name in params.figures["blocks"]]
         assert [run.distill.mask_blocks for run in blocks] == [1, 2, 3, 4, 5, 6]
     assert all(run.data.version == "v1.0-mini" and run.train.batch <= 4 for run in laptop.runs.values())
     for name, run in paper.runs.items():
@@ -313,7 +313,7 @@ def test_models_start_from_weights_of_their_shape(file):
 
     from vexkd.models import bev_model
 
-    loaded = params.load(ROOT / file)
+    loaded = settings.load(ROOT / file)
     started = [run for run in loaded.runs.values() if run.start]
     assert started
     with torch.device("meta"):

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vexkd import provenance, seal
-from vexkd import settings as params
 from vexkd.errors import InputError
 from vexkd.models import bev_model
 from vexkd.published import fetch
+from vexkd.settings import Run, parse
 from vexkd.train import checkpoint, session, tasks
 
 SWIN = {"kind": "swin", "widths": [8, 16], "depths": [1, 2], "heads": [2, 4], "window": 4, "outputs": [0, 1]}
@@ -37,14 +37,14 @@ def settings(
     raw = copy.deepcopy(tiny_settings())
     raw["camera"]["backbone"] = backbone | {"weights": {"source": source, "name": name, "file": str(file)}}
     raw["teachers"]["fusion-conv-det"].pop("start")
-    return params.parse(raw)
+    return parse(raw)
 
 
-def a_run(*arguments, **names) -> params.Run:
+def a_run(*arguments, **names) -> Run:
     return settings(*arguments, **names).run("fusion-conv-det")
 
 
-def backbone(run: params.Run) -> torch.nn.Module:
+def backbone(run: Run) -> torch.nn.Module:
     return tasks.build_task(run, start=None, teacher=None)[0].model.camera.encoder.backbone
 
 
@@ -159,7 +159,7 @@ def test_without_the_file_one_sentence_says_where_to_put_it(tmp_path):
 
 
 def test_random_starts_need_no_file():
-    run = params.parse(copy.deepcopy(tiny_settings())).run("fusion-det")
+    run = parse(copy.deepcopy(tiny_settings())).run("fusion-det")
     assert fetch.local(run) is None
     assert fetch.fetch(run) is None
     assert "weights" not in run.training()["camera"]["backbone"]

@@ -15,8 +15,8 @@ def test_readme_tables_are_the_kept_ones():
 
 def test_kept_results_have_the_settings_of_the_demo():
     """Every run's settings beside the kept results are those that demo/params.yaml merges to now."""
-    from vexkd import settings as params
+    from vexkd import settings
 
-    for name, run in params.load(ROOT / "demo/params.yaml").runs.items():
+    for name, run in settings.load(ROOT / "demo/params.yaml").runs.items():
         kept = yaml.safe_load((ROOT / "demo/results/runs" / name / "config.yaml").read_text())
         assert kept == run.training(), f"{name}: run `make demo` and commit demo/results"

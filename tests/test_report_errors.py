@@ -11,8 +11,7 @@ import pytest
 from conftest import tiny_settings
 from PIL import Image
 
-from vexkd import boxes, geometry
-from vexkd import settings as params
+from vexkd import boxes, geometry, settings
 from vexkd.boxes import CLASSES
 from vexkd.data import infos
 from vexkd.errors import InputError
@@ -65,4 +64,4 @@ def test_counts_by_class_and_marks(town, tmp_path):
 )
 def test_rows_that_a_picture_cannot_show_are_refused(figure, row, words):
     with pytest.raises(InputError, match=rf"figures\.{figure}: {row} {words}"):
-        params.parse(tiny_settings() | {"figures": {figure: [row]}})
+        settings.parse(tiny_settings() | {"figures": {figure: [row]}})

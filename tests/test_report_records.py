@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from conftest import tiny_settings
 
-from vexkd import settings as params
 from vexkd.content import Digests
 from vexkd.report import page, products, records, sources
+from vexkd.settings import Params, Reported, parse
 
 
 @pytest.fixture
-def settings(tmp_path, monkeypatch) -> params.Params:
+def settings(tmp_path, monkeypatch) -> Params:
     """An experiment with results that no one reads here, in the working directory."""
     monkeypatch.chdir(tmp_path)
     raw = tiny_settings()
-    found = params.parse(raw | {"figures": {"latency": ["centerpoint-det"], "masks": ["centerpoint-det-vexkd"]}})
+    found = parse(raw | {"figures": {"latency": ["centerpoint-det"], "masks": ["centerpoint-det-vexkd"]}})
     for name in sources.of_table("main", found):
         write(name, name)
     return found
@@ -27,19 +27,19 @@ def write(name: str, text: str) -> None:
     Path(name).write_text(text)
 
 
-def make_table(settings: params.Params) -> Path:
+def make_table(params: Params) -> Path:
     stem, places = Path("results/tables/main"), sources.Places()
     for end in records.TABLE_FILES:
         write(f"{stem}.{end}", f"a table as {end}\n")
-    names, asked = sources.of_table("main", settings), sources.table_settings("main", settings)
+    names, asked = sources.of_table("main", params), sources.table_settings("main", params)
     found = records.of_files(stem, records.TABLE_FILES, names, asked, places)
     write(f"{stem}.provenance.json", json.dumps(found))
     return stem
 
 
-def make_page(settings: params.Params) -> Path:
+def make_page(params: Params) -> Path:
     path = Path("results/report.html")
-    names, asked = sources.of_page(settings), sources.page_settings(settings)
+    names, asked = sources.of_page(params), sources.page_settings(params)
     write(str(path), records.signed("<p>all of it</p>\n", names, asked, sources.Places()))
     return path
 
@@ -70,7 +70,7 @@ def test_what_something_was_made_from_is_compared(settings, what, change, reason
 @pytest.mark.parametrize("what", MAKE)
 def test_settings_that_are_shown_are_compared(settings, what):
     MAKE[what](settings)
-    published = params.Reported(mAP=50.0, source="here")
+    published = Reported(mAP=50.0, source="here")
     other = settings.model_copy(update={"reported": {"centerpoint-det": published}})
     assert "was made with other settings than those of now" in products.problems(other)[0]
 

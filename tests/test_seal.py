@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vexkd import provenance, seal
-from vexkd import settings as params
+from vexkd import provenance, seal, settings
 from vexkd.errors import InputError
 
 RAW = yaml.safe_load((Path(__file__).parents[1] / "demo" / "params.yaml").read_text())
-RUNS = list(params.parse(RAW).runs)
+RUNS = list(settings.parse(RAW).runs)
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def experiment(tmp_path, monkeypatch) -> Path:
     """A folder with params.yaml and everything made as it asks."""
     monkeypatch.chdir(tmp_path)
     save(RAW)
-    loaded = params.load()
+    loaded = settings.load()
     for name in ("infos/samples.parquet", "infos/boxes.parquet", "paste/index.parquet", "maps/index.parquet"):
         provenance.write_text(Path("artifacts") / name, name)
     for run in sorted(loaded.runs.values(), key=lambda run: (bool(run.teacher), bool(run.start))):
@@ -30,10 +29,10 @@ def experiment(tmp_path, monkeypatch) -> Path:
 
 
 def save(raw: dict) -> None:
-    Path("params.yaml").write_text(params.dump(raw))
+    Path("params.yaml").write_text(settings.dump(raw))
 
 
-def make(run: params.Run, seed: int) -> None:
+def make(run: settings.Run, seed: int) -> None:
     """Files as training, prediction and evaluation leave them."""
     file = seal.weights_path("models", run.name, seed)
     hashes = {name: seal.content_digest(path) for name, path in seal.inputs(run, seed).items()}
@@ -58,7 +57,7 @@ def write_weights(file: Path, metadata: dict[str, str]) -> None:
 
 
 def checked(*names: str) -> list[str]:
-    return seal.check(params.load("params.yaml"), "models", names or None)
+    return seal.check(settings.load("params.yaml"), "models", names or None)
 
 
 def changed() -> dict:
@@ -86,7 +85,7 @@ def test_other_settings_are_named_with_both_values(experiment):
 
 
 def test_a_student_of_another_teacher_is_named(experiment):
-    teacher = params.parse(RAW).run("fusion-det")
+    teacher = settings.parse(RAW).run("fusion-det")
     write_weights(
         seal.weights_path("models", "fusion-det", 0),
         {
@@ -110,7 +109,7 @@ def test_other_infos_outdate_every_run(experiment):
 
 
 def test_weights_that_do_not_record_an_input_are_refused(experiment):
-    run = params.parse(RAW).run("centerpoint-det")
+    run = settings.parse(RAW).run("centerpoint-det")
     metadata = {"format": seal.FORMAT, "settings": json.dumps(run.training()), "inputs": "{}"}
     write_weights(seal.weights_path("models", run.name, 0), metadata)
     assert "does not record the infos" in checked("centerpoint-det")[0]
@@ -162,11 +161,11 @@ def test_the_runs_share_one_preparation(experiment):
     raw["students"]["centerpoint-det"]["data"] = {"version": "v1.0-test"}
     save(raw)
     with pytest.raises(InputError, match=r"data\.version"):
-        seal.shared_settings(params.load())
+        seal.shared_settings(settings.load())
     raw["students"]["centerpoint-det"] = {**RAW["students"]["centerpoint-det"], "paste": {"min_points": 99}}
     save(raw)
     with pytest.raises(InputError, match=r"paste\.min_points"):
-        seal.shared_settings(params.load())
+        seal.shared_settings(settings.load())
 
 
 def test_a_score_on_another_split_is_no_matter_of_training(experiment):
@@ -181,7 +180,7 @@ def test_a_score_on_another_split_is_no_matter_of_training(experiment):
 
 def test_weights_of_before_with_the_split_to_score_on_are_accepted(experiment):
     """Up to version 0.1 it stood among the training settings, and predictions did not name it."""
-    run = params.load().run("centerpoint-det")
+    run = settings.load().run("centerpoint-det")
     file = seal.weights_path("models", run.name, 0)
     metadata = seal.header(file)
     before = run.training()
@@ -206,14 +205,14 @@ def test_weights_of_another_seed_are_named(experiment):
 
 @pytest.mark.parametrize("role", ["teacher", "start"])
 def test_a_training_refuses_weights_of_other_settings_seed_or_run(experiment, capsys, role):
-    loaded = params.load()
+    loaded = settings.load()
     run = loaded.run({"teacher": "centerpoint-det-vexkd", "start": "fusion-det"}[role])
     name = getattr(run, role)
     file, configs = seal.weights_path("models", name, 0), Path("results/runs")
     given = {"start": None, "teacher": None, role: file}
     seal.refuse_other_settings(run, configs, 0, **given)
     assert "not compared with the settings" in capsys.readouterr().out  # none are written yet
-    params.write_configs(loaded)
+    settings.write_configs(loaded)
     seal.refuse_other_settings(run, configs, 0, **given)
     metadata = seal.header(file)
     write_weights(file, {**metadata, "provenance": json.dumps({"seed": 0})})
@@ -225,13 +224,13 @@ def test_a_training_refuses_weights_of_other_settings_seed_or_run(experiment, ca
         )
     raw = copy.deepcopy(RAW)
     raw["train"]["clip"] = 77.0
-    params.write_configs(params.parse(raw))
+    settings.write_configs(settings.parse(raw))
     with pytest.raises(InputError, match=rf"{file}: {run.name}: {role} {name}: made with other settings .*train\.clip"):
         seal.refuse_other_settings(run, configs, 0, **given)
 
 
 def test_predictions_of_other_weights_are_named(experiment):
-    run = params.load().run("centerpoint-det")
+    run = settings.load().run("centerpoint-det")
     predictions = seal.predictions_path("models", run, 0)
     meta = {"inference": run.after_training(), "made_from": {"weights": "0"}}
     predictions.write_text(json.dumps({"meta": meta, "results": {}}))

@@ -15,8 +15,7 @@ import yaml
 from conftest import tiny_settings
 from safetensors.torch import load_file
 
-from vexkd import cli, seal
-from vexkd import settings as params
+from vexkd import cli, seal, settings
 from vexkd.batch import collate
 from vexkd.data import infos as info_tools
 from vexkd.data import map_predictions, maps
@@ -45,21 +44,21 @@ def desk(town, tmp_path_factory) -> SimpleNamespace:
     """A folder with all runs at test size, map rasters, and weights of the segmenters in which nothing was learnt."""
     folder = tmp_path_factory.mktemp("desk")
     raw = rows()
-    (folder / "params.yaml").write_text(params.dump(raw))
-    settings = params.parse(raw)
-    params.write_configs(settings, folder / "results")
-    maps.build(town / "data", town / "infos", folder / "artifacts/maps", **seal.map_settings(settings), progress=False)
+    (folder / "params.yaml").write_text(settings.dump(raw))
+    params = settings.parse(raw)
+    settings.write_configs(params, folder / "results")
+    maps.build(town / "data", town / "infos", folder / "artifacts/maps", **seal.map_settings(params), progress=False)
     for seed, name in enumerate(SEGMENTERS):
         torch.manual_seed(seed)
-        model = bev_model.build(settings.run(name))
+        model = bev_model.build(params.run(name))
         with torch.no_grad():
             model.head.classifier[2].weight *= 100  # probabilities all over the thresholds
             model.head.classifier[2].bias.copy_(torch.linspace(-1.0, 1.0, 6))
         path = seal.weights_path(folder / "models", name, 0)
-        checkpoint.save_weights(path, model, run=settings.run(name), inputs={}, record={})
+        checkpoint.save_weights(path, model, run=params.run(name), inputs={}, record={})
         (path.parent / "curve.csv").write_text("step,loss\n0,0.5\n")
         (path.parent / "provenance.json").write_text("{}")
-    return SimpleNamespace(folder=folder, town=town, settings=settings, infos=info_tools.load(town / "infos"))
+    return SimpleNamespace(folder=folder, town=town, settings=params, infos=info_tools.load(town / "infos"))
 
 
 def dataset(desk, name: str, **changes):
@@ -83,7 +82,7 @@ def predicted(desk, name: str, out: Path, **options) -> Path:
 
 def test_who_reads_labels():
     """Segmenters, and whoever is taught by one; they paste nothing and all share one set of rasters."""
-    loaded = params.parse(rows())
+    loaded = settings.parse(rows())
     segmenters = {name for name, run in loaded.runs.items() if run.task == "segmentation"}
     assert segmenters >= {*SEGMENTERS, "fusion-conv-seg"}
     assert {name for name, run in loaded.runs.items() if run.map} == {*segmenters, "crossed"}
@@ -97,7 +96,7 @@ def test_rasters_reach_as_far_as_the_widest_augmentation():
     raw["map"] |= {"reach": 20.0, "cell": 0.5}
     raw["bev_augment"] = {"rotation": 0.0, "scale": [0.8, 1.0], "translation": 0.5, "flip": 0.5}
     raw["students"]["centerpoint-seg"]["bev_augment"] = {"scale": [0.5, 1.0], "translation": 0.0}
-    found = seal.map_settings(params.parse(raw))
+    found = seal.map_settings(settings.parse(raw))
     assert found == {"reach": 40.0, "cell": 0.5, "edges": "published"}, "20 / 0.5, more than 23 / 0.8"
 
 
@@ -118,7 +117,7 @@ def test_runs_that_cannot_share_labels_are_refused(row, block, message):
     raw = rows()
     raw[row[0]][row[1]]["map"] = block
     with pytest.raises(InputError, match=message) as caught:
-        params.parse(raw)
+        settings.parse(raw)
     assert "\n" not in str(caught.value)
 
 
@@ -319,7 +318,7 @@ def plain_scores(desk, path: Path) -> dict[str, list[float]]:
             for t in range(7):
                 own = levels[c] > t
                 counts[c, t] += [(own & true[c]).sum(), (own | true[c]).sum()]
-    return {name: (counts[c, :, 0] / (counts[c, :, 1] + 1e-7)).tolist() for c, name in enumerate(params.MAP_CLASSES)}
+    return {name: (counts[c, :, 0] / (counts[c, :, 1] + 1e-7)).tolist() for c, name in enumerate(settings.MAP_CLASSES)}
 
 
 def test_metrics_of_a_run(desk, town, monkeypatch, tmp_path):
@@ -371,7 +370,7 @@ def test_seeds_are_averaged(desk, town, tmp_path):
     assert each[0] != each[1]
     assert metrics["mIoU"] == pytest.approx(sum(each) / 2)
     assert metrics["spread"]["mIoU"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
-    assert set(metrics["spread"]["IoU"]) == set(params.MAP_CLASSES)
+    assert set(metrics["spread"]["IoU"]) == set(settings.MAP_CLASSES)
 
 
 def test_scenes_are_counted_apart(desk, tmp_path):
@@ -412,13 +411,13 @@ def test_a_seal_on_map_predictions(desk, tmp_path, monkeypatch):
     """Predictions of other inference settings than params.yaml asks for are named."""
     monkeypatch.chdir(tmp_path)
     raw = yaml.safe_load((desk.folder / "params.yaml").read_text())
-    loaded = params.parse(raw)
+    loaded = settings.parse(raw)
     path = seal.predictions_path("models", loaded.run("centerpoint-seg"), 0)
     path.parent.mkdir(parents=True)
     predicted(desk, "centerpoint-seg", path)
     named = [line for line in seal.check(loaded, names=["centerpoint-seg"]) if "predict" in line]
     assert named == []
     raw["inference"]["max_boxes"] = 7
-    named = [line for line in seal.check(params.parse(raw), names=["centerpoint-seg"]) if "predict" in line]
+    named = [line for line in seal.check(settings.parse(raw), names=["centerpoint-seg"]) if "predict" in line]
     assert len(named) == 1
     assert "max_boxes" in named[0]

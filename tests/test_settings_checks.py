@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from vexkd import settings as params
+from vexkd import settings
 from vexkd.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -17,7 +17,7 @@ FILES = ["params.yaml", "demo/params.yaml", "demo/full/params.yaml"]
 
 def changed(file: str, **values: Any) -> dict[str, Any]:
     """A settings file's content with other values, by path with `__` between keys."""
-    raw = copy.deepcopy(params._extended(ROOT / file))
+    raw = copy.deepcopy(settings._extended(ROOT / file))
     for path, value in values.items():
         *blocks, key = path.split("__")
         block = raw
@@ -29,7 +29,7 @@ def changed(file: str, **values: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_projects_own_settings_pass(file):
-    assert params.load(ROOT / file).runs
+    assert settings.load(ROOT / file).runs
 
 
 REFUSED = [
@@ -79,7 +79,7 @@ REFUSED = [
 @pytest.mark.parametrize(("key", "values"), REFUSED, ids=[f"{key}-{n}" for n, (key, _) in enumerate(REFUSED)])
 def test_what_does_not_fit_is_refused_by_key(key, values):
     with pytest.raises(InputError) as refused:
-        params.parse(changed("params.yaml", **values))
+        settings.parse(changed("params.yaml", **values))
     message = str(refused.value)
     assert key in message or key.split(".")[-1] in message
     assert message.endswith(".")
@@ -102,8 +102,8 @@ def test_what_passes_builds_maps_of_the_cells_that_it_names(values, name):
     raw = copy.deepcopy(yaml.safe_load(yaml.safe_dump(tiny_settings())))
     cell = raw["bev"]["cell"]
     parts = {"cell": cell, "third": cell / 3}
-    settings = params.parse(raw)
-    if name not in settings.runs:
+    params = settings.parse(raw)
+    if name not in params.runs:
         pytest.skip(f"the tests' settings have no run {name}")
     for path, value in values.items():
         *blocks, key = path.split("__")
@@ -111,7 +111,7 @@ def test_what_passes_builds_maps_of_the_cells_that_it_names(values, name):
         for part in blocks:
             block = block.setdefault(part, {})
         block[key] = parts.get(value, value) if isinstance(value, str) else value
-    run = params.parse(raw).run(name)
+    run = settings.parse(raw).run(name)
     from vexkd.models import bev_model
 
     model = bev_model.build(run).eval()

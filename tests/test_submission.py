@@ -6,7 +6,7 @@ import zipfile
 import pytest
 from conftest import tiny_settings
 
-from vexkd import settings as params
+from vexkd import settings
 from vexkd.data import doctor
 from vexkd.data import infos as info_tools
 from vexkd.errors import InputError
@@ -29,9 +29,9 @@ def made(tmp_path_factory):
     manifest = folder / "manifest.parquet"
     assert doctor.examine(folder / "town", VERSION, manifest=manifest, workers=1) == []
     info_tools.build(folder / "town", VERSION, folder / "infos", progress=False)
-    settings = params.parse(tiny_settings())
-    params.write_configs(settings, folder / "results")
-    run = settings.run(RUN)
+    params = settings.parse(tiny_settings())
+    settings.write_configs(params, folder / "results")
+    run = params.run(RUN)
     checkpoint.save_weights(folder / "weights.safetensors", bev_model.build(run), run=run, inputs={}, record={})
     session.predict(
         folder / "weights.safetensors", root=folder / "town", infos=folder / "infos", out=folder / "predictions.json",
@@ -125,7 +125,7 @@ def test_other_ends_in_a_sentence(made, tmp_path):
         write(made, tmp_path / "out.zip", predictions=tmp_path / "none.json")
     with pytest.raises(InputError, match="a submission is a .zip file"):
         write(made, tmp_path / "out.json")
-    segmenter = next(r for r in params.parse(tiny_settings()).runs.values() if r.task == "segmentation")
+    segmenter = next(r for r in settings.parse(tiny_settings()).runs.values() if r.task == "segmentation")
     with pytest.raises(InputError, match=r"server scores detections.*segmentation"):
         write(made, tmp_path / "out.zip", run=segmenter)
     with pytest.raises(InputError, match="test"):

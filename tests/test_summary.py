@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from vexkd import settings as params
+from vexkd import settings
 from vexkd.batch import collate
 from vexkd.measure import forecast, summary
 from vexkd.models import bev_model
@@ -131,7 +131,7 @@ def test_paper_sizes_worked_out_before():
     with torch.device("meta"):
         block = FusionBlock(sensors=("lidar", "camera"), channels=256, heads=8, points=4, ffn=512, dropout=0.1)
     assert sum(p.numel() for p in block.parameters()) == 782_368
-    by_name = {part.name: part for part in summary.parameters(params.load(ROOT / "params.yaml").run("fusion-det"))}
+    by_name = {part.name: part for part in summary.parameters(settings.load(ROOT / "params.yaml").run("fusion-det"))}
     fusion = by_name["fusion"].parameters
     assert fusion == 6 * 782_368 + 180 * 180 * 256 + 2 * 180 * 128 + (256 + 1) * 256 + (80 + 1) * 256
 
@@ -208,12 +208,12 @@ def test_counting_leaves_no_hook_behind(settings):
 
 def test_the_page_holds_the_models_of_params_yaml():
     """Parameters of every part of every distinct model; `vexkd summary --all --markdown docs/MODELS.md` writes them."""
-    settings = params.load(ROOT / "params.yaml")
+    params = settings.load(ROOT / "params.yaml")
     kept = models.parameters((ROOT / "docs/MODELS.md").read_text())
-    groups = list(summary.distinct(settings).values())
+    groups = list(summary.distinct(params).values())
     assert set(kept) == {names[0] for names in groups}, "make docs/MODELS.md again"
     for names in groups:
-        found = summary.parameters(settings.run(names[0]))
+        found = summary.parameters(params.run(names[0]))
         named = {name: count for name, count in kept[names[0]].items() if count or not name.endswith("(itself)")}
         assert named == {part.name: part.parameters for part in found}, f"{names[0]}: make docs/MODELS.md again"
 

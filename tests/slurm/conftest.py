@@ -17,7 +17,7 @@ import yaml
 from workflow.conftest import ROOT, Place, checkout, outside  # noqa: F401 - fixtures
 
 from slurm.cluster import Cluster, missing
-from vexkd import settings as params
+from vexkd import settings
 
 CALL = ["snakemake", "--profile", "slurm", "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
 RUNS = ["fusion-det", "centerpoint-det", "centerpoint-det-vexkd"]
@@ -139,11 +139,11 @@ def prepared(checkout) -> Place:  # noqa: F811
     """A checkout of a teacher, a student and its distilled run in which the data are prepared."""
     place = checkout()
     raw = yaml.safe_load((place.folder / "demo" / "params.yaml").read_text())
-    for kind in params.KINDS:
+    for kind in settings.KINDS:
         raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
     raw["teachers"]["fusion-det"].pop("start")
     raw |= {"tables": {"main": RUNS}, "figures": {}}
-    (place.folder / "params.yaml").write_text(params.dump(raw))
+    (place.folder / "params.yaml").write_text(settings.dump(raw))
     place.environment |= {"STAND_IN_STEPS": str(STEPS), "STAND_IN_STEP_SECONDS": "0.15"}
     place.snakemake("--", "prepare")
     return place

@@ -39,7 +39,7 @@ from conftest import ROOT, tiny_settings
 
 from slurm.cluster import Cluster, ClusterError, commands, install
 from vexkd import seal
-from vexkd import settings as params
+from vexkd.settings import KINDS, dump, load
 
 RUNS = ["lidar-pretrain", "fusion-det", "centerpoint-det", "centerpoint-det-vexkd", "fusion-seg", "centerpoint-seg"]
 PAIRED = "centerpoint-det-vexkd"  # the run on two GPUs
@@ -57,7 +57,7 @@ SLOW = 1800.0  # seconds after the last disturbance within which all must be mad
 def settings() -> dict:
     """Runs at test size, with dropout, that take long enough to be disturbed."""
     raw = copy.deepcopy(tiny_settings())
-    for kind in params.KINDS:
+    for kind in KINDS:
         raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
     raw["tables"], raw["reported"], raw["figures"] = {"main": RUNS}, {}, {}
     raw["synthetic"] |= TOWN
@@ -109,8 +109,8 @@ class Trial:
         if not self.checkout.exists():
             make_checkout(self.checkout, **({} if self.file else {"gpu": ON_TWO}))
         self.prepared.mkdir(exist_ok=True)
-        asked = params.load(self.file).raw if self.file else settings()
-        (self.prepared / "params.yaml").write_text(params.dump(asked))
+        asked = load(self.file).raw if self.file else settings()
+        (self.prepared / "params.yaml").write_text(dump(asked))
         self._local(self.prepared, "prepare")
         if self.made is not None:
             return

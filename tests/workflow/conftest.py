@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vexkd import settings as params
+from vexkd import settings
 
 ROOT = Path(__file__).parents[2]
 RUNS = ["lidar-pretrain", "fusion-det", "fusion-conv-det", "centerpoint-det", "centerpoint-det-vexkd"]
@@ -74,7 +74,7 @@ class Place:
         for name in blocks:
             block = block.setdefault(name, {})
         block[key] = value
-        (self.folder / file).write_text(params.dump(raw))
+        (self.folder / file).write_text(settings.dump(raw))
 
     def at(self, folder: Path) -> "Place":
         """The same environment elsewhere, with a log of calls of its own."""
@@ -134,11 +134,11 @@ def small(checkout):
         place = checkout()
         raw = yaml.safe_load((place.folder / "demo" / "params.yaml").read_text())
         raw["teachers"]["fusion-conv-det"] = {**raw["teachers"]["fusion-det"], "fusion": "conv"}
-        for kind in params.KINDS:
+        for kind in settings.KINDS:
             raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
         raw |= {name: {} for name in ("reported", "floors", "figures") if name in raw}
         raw["tables"] = {"main": RUNS, "teachers": ["fusion-det", "fusion-conv-det"]}
-        (place.folder / "params.yaml").write_text(params.dump(raw))
+        (place.folder / "params.yaml").write_text(settings.dump(raw))
         return place
 
     return make

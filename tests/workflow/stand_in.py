@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from vexkd import content, leftovers, provenance, seal
-from vexkd import settings as params
+from vexkd import content, leftovers, provenance, seal, settings
 from vexkd.errors import InputError
 from vexkd.report import products, records, sources
 
@@ -135,7 +134,7 @@ def maps(names: list[str], options: dict) -> None:
 
 
 def fetch_weights(names: list[str], options: dict) -> None:
-    weights = params.load(options["params"]).run(names[0]).camera.backbone.weights
+    weights = settings.load(options["params"]).run(names[0]).camera.backbone.weights
     write(weights.file, weights.name)
 
 
@@ -150,7 +149,7 @@ def train(names: list[str], options: dict) -> None:
     if meanwhile := os.environ.get("STAND_IN_MEANWHILE"):
         subprocess.run(meanwhile, shell=True, check=True)
     out, config, seed = Path(options["out"]), Path(options["config"]), int(options["seed"])
-    run = params.read_run(config, config.with_name("inference.yaml"))
+    run = settings.read_run(config, config.with_name("inference.yaml"))
     given = {name: Path(options[name]) if name in options else None for name in ("start", "teacher")}
     try:
         seal.refuse_other_settings(run, config.parent.parent, seed, **given)
@@ -217,8 +216,8 @@ def predict(names: list[str], options: dict) -> None:
 
 
 def evaluate(names: list[str], options: dict) -> None:
-    folder, settings = Path("results/runs") / names[0], Path(options["settings"]) / names[0]
-    run = params.read_run(settings / "config.yaml", settings / "inference.yaml")
+    folder, params = Path("results/runs") / names[0], Path(options["settings"]) / names[0]
+    run = settings.read_run(params / "config.yaml", params / "inference.yaml")
     seeds = {seed: Path("models") / names[0] / f"seed{seed}" for seed in options["seeds"]}
     predictions = {name: seal.predictions_path("models", run, int(name)) for name in seeds}
     if sensor := options.get("without"):
@@ -244,12 +243,12 @@ def evaluate(names: list[str], options: dict) -> None:
 
 
 def table(names: list[str], options: dict) -> None:
-    rows = params.load(options["params"]).table(names[0])
+    rows = settings.load(options["params"]).table(names[0])
     scores = [Path(f"results/runs/{row}/metrics.json").read_text(encoding="utf-8").strip() for row in rows]
-    stem, settings, places = Path("results/tables") / names[0], params.load(options["params"]), sources.Places()
+    stem, params, places = Path("results/tables") / names[0], settings.load(options["params"]), sources.Places()
     for end in records.TABLE_FILES:
         write(f"{stem}.{end}", *zip(rows, scores, strict=True))
-    made_from, asked = sources.of_table(names[0], settings), sources.table_settings(names[0], settings)
+    made_from, asked = sources.of_table(names[0], params), sources.table_settings(names[0], params)
     record = records.of_files(stem, records.TABLE_FILES, made_from, asked, places)
     provenance.write_json(f"{stem}.provenance.json", {"table": names[0], **record})
 
@@ -259,7 +258,7 @@ def figure(names: list[str], options: dict) -> None:
     for end in records.FIGURE_FILES:
         write(f"results/figures/{'-'.join(names)}.{end}", names)
     if "params" in options:
-        records.of_chart(names[0], params.load(options["params"]), Path("results"))
+        records.of_chart(names[0], settings.load(options["params"]), Path("results"))
         return
     kind, run = names
     segments = {"maps": True} if kind == "masks" and "maps" in options else {}
@@ -268,9 +267,9 @@ def figure(names: list[str], options: dict) -> None:
 
 
 def page(names: list[str], options: dict) -> None:
-    settings, places = params.load(options["params"]), sources.Places()
+    params, places = settings.load(options["params"]), sources.Places()
     text = "".join(f"{file}\n" for file in sorted(Path("results").glob("tables/*.md")))
-    signed = records.signed(text, sources.of_page(settings), sources.page_settings(settings), places)
+    signed = records.signed(text, sources.of_page(params), sources.page_settings(params), places)
     Path("results/report.html").write_text(signed, encoding="utf-8")
 
 
@@ -290,22 +289,22 @@ def latency(names: list[str], options: dict) -> None:
 
 
 def summary(names: list[str], options: dict) -> None:
-    settings = params.load(options["params"])
-    made = {"parameters": 1, "settings_digest": seal.model_digest(settings, settings.run(names[0]))}
+    params = settings.load(options["params"])
+    made = {"parameters": 1, "settings_digest": seal.model_digest(params, params.run(names[0]))}
     write(options["json"], json.dumps(made))
 
 
 def check(names: list[str], options: dict) -> None:
-    settings = params.load(options.get("params", "params.yaml"))
-    problems = seal.check(settings, names=names or None)
+    params = settings.load(options.get("params", "params.yaml"))
+    problems = seal.check(params, names=names or None)
     if "all" in options:
-        problems += products.problems(settings) + leftovers.sentences(settings)
+        problems += products.problems(params) + leftovers.sentences(params)
     if problems:
         sys.exit("\n".join(problems))
 
 
 def clean(names: list[str], options: dict) -> None:
-    found = leftovers.find(params.load("params.yaml"))
+    found = leftovers.find(settings.load("params.yaml"))
     print(*found, sep="\n")
     if "remove" in options:
         leftovers.remove(found)

@@ -10,8 +10,7 @@ from collections import Counter
 
 import pytest
 
-from vexkd import seal
-from vexkd import settings as params
+from vexkd import seal, settings
 from workflow.test_rerun import RATE
 
 MADE = ("train", "predict", "evaluate", "paste", "infos", "maps", "doctor", "synthesize")
@@ -183,7 +182,7 @@ def test_a_switch_while_jobs_wait_reaches_none_of_them(sealed):
         for run in ("centerpoint-det", "centerpoint-det-vexkd")
     ]
     assert made == [0.5, 0.25]
-    assert params.load(sealed.folder / "params.yaml").run("centerpoint-det").train.lr == before
+    assert settings.load(sealed.folder / "params.yaml").run("centerpoint-det").train.lr == before
     assert planned(sealed)["train"] == 2
 
 

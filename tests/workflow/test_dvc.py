@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 
-from vexkd import seal
-from vexkd import settings as params
+from vexkd import seal, settings
 from workflow.test_rerun import RATE, assert_settled, touched_by_the_student
 
 STUDENT = "models/centerpoint-det/seed0/weights.safetensors"
@@ -42,7 +41,7 @@ def test_a_plain_run_is_sealed(small):
     assert_settled(place)
     assert "up to date" in place.run("dvc", "repro")
     stages = json.loads(place.run("dvc", "metrics", "show", "--json"))[""]["data"]
-    runs = params.load(place.folder / "params.yaml").runs
+    runs = settings.load(place.folder / "params.yaml").runs
     assert set(stages) == {f"results/runs/{run}/metrics.json" for run in runs}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, tiny_settings
 
-from vexkd import settings as params
+from vexkd import settings
 
 RUN = "centerpoint-det"
 COMMAND = [
@@ -57,9 +57,9 @@ class Terminal:
 @pytest.mark.sample
 @pytest.mark.parametrize("key", [b"\x03", None], ids=["ctrl-c", "hang-up"])
 def test_an_interrupted_training_is_resumed(town, tmp_path, key):
-    settings = tiny_settings() | {"root": str(town / "data")}
-    settings["train"] |= {"epochs": 40}
-    (tmp_path / "params.yaml").write_text(params.dump(settings))
+    params = tiny_settings() | {"root": str(town / "data")}
+    params["train"] |= {"epochs": 40}
+    (tmp_path / "params.yaml").write_text(settings.dump(params))
     log = tmp_path / f"logs/train/{RUN}-seed0.log"
     terminal = Terminal(tmp_path)
     end = time.monotonic() + 240

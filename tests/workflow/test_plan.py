@@ -8,8 +8,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from vexkd import seal
-from vexkd import settings as params
+from vexkd import seal, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,25 +18,25 @@ def place(checkout):
     return checkout()
 
 
-def expected(settings: params.Params) -> Counter[str]:
+def expected(params: settings.Params) -> Counter[str]:
     """The whole matrix, counted from the settings alone."""
-    runs, seeds = len(settings.runs), len(settings.seeds)
-    segmenters = sum(run.task == "segmentation" for run in settings.runs.values())
+    runs, seeds = len(params.runs), len(params.seeds)
+    segmenters = sum(run.task == "segmentation" for run in params.runs.values())
     once = {
         "doctor": 1,
         "infos": 1,
         "paste": 1,
-        "synthesize": 1 if settings.synthetic else 0,
+        "synthesize": 1 if params.synthetic else 0,
         "maps": int(segmenters > 0),
     }
     once["backbone"] = len(
-        {str(files["backbone"]) for run in settings.runs.values() if "backbone" in (files := seal.inputs(run, 0))}
+        {str(files["backbone"]) for run in params.runs.values() if "backbone" in (files := seal.inputs(run, 0))}
     )
-    each = {"train": runs * seeds, "predict": runs * seeds, "evaluate": runs, "table": len(settings.tables)}
+    each = {"train": runs * seeds, "predict": runs * seeds, "evaluate": runs, "table": len(params.tables)}
     figures = {"birdseye": runs - segmenters, "map_figure": segmenters, "distillation": 1, "curves": 1}
-    shown = {name: len(rows) for name, rows in settings.figures.items() if rows}
-    figures |= {name: shown.pop(name, 0) for name in params.PICTURES}
-    figures["inspect"] = len({row for name in ("energy", "masks") for row in settings.figures.get(name, [])})
+    shown = {name: len(rows) for name, rows in params.figures.items() if rows}
+    figures |= {name: shown.pop(name, 0) for name in settings.PICTURES}
+    figures["inspect"] = len({row for name in ("energy", "masks") for row in params.figures.get(name, [])})
     missing = 2 * shown.get("missing-sensor", 0)  # each of two sensors
     figures |= {"chart": len(shown), "predict_without": missing * seeds, "evaluate_without": missing}
     figures |= {"latency": shown.get("latency", 0), "report_page": 1}
@@ -45,11 +44,11 @@ def expected(settings: params.Params) -> Counter[str]:
 
 
 def test_the_paper_is_planned_without_the_data(place):
-    assert place.plan() == expected(params.load(ROOT / "params.yaml"))
+    assert place.plan() == expected(settings.load(ROOT / "params.yaml"))
 
 
 def test_the_demo_is_planned(place):
-    assert place.plan(folder="demo") == expected(params.load(ROOT / "demo" / "params.yaml"))
+    assert place.plan(folder="demo") == expected(settings.load(ROOT / "demo" / "params.yaml"))
 
 
 def test_the_doctor_is_asked_for_what_the_runs_read(place):
@@ -62,10 +61,10 @@ def test_the_doctor_is_asked_for_what_the_runs_read(place):
 
 
 def test_a_table_needs_its_rows_and_no_more(place):
-    settings = params.load(ROOT / "params.yaml")
-    students = {settings.run(row).student for row in settings.table("main")} - {None}
+    params = settings.load(ROOT / "params.yaml")
+    students = {params.run(row).student for row in params.table("main")} - {None}
     planned = place.plan("table_main")
-    assert planned["evaluate"] == len({*settings.table("main"), *students})
+    assert planned["evaluate"] == len({*params.table("main"), *students})
     assert planned["table"] == 1
     assert "birdseye" not in planned
 
@@ -78,8 +77,8 @@ def test_lint_and_format(place):
 def test_the_demo_stays_in_its_folder_and_is_made_once(place):
     place.calls()
     place.snakemake("--directory", "demo")
-    settings = params.load(ROOT / "demo" / "params.yaml")
-    assert len(place.calls()) == sum(expected(settings).values())
+    params = settings.load(ROOT / "demo" / "params.yaml")
+    assert len(place.calls()) == sum(expected(params).values())
     assert (place.folder / "demo/results/tables/main.md").is_file()
     assert place.run("git", "status", "--short", "demo").split() == ["??", "demo/results/"]
     assert not (place.folder / "models").exists()
@@ -116,7 +115,7 @@ def types(value):
 def test_both_scales_have_the_same_keys():
     paper, demo = (yaml.safe_load((ROOT / name).read_text()) for name in ("params.yaml", "demo/params.yaml"))
     assert set(paper) == set(demo), "a scale without an embedded data set says `synthetic: null`"
-    apart = {"synthetic", "reported", "floors", "figures", *params.KINDS, "tables", "backbone"}
+    apart = {"synthetic", "reported", "floors", "figures", *settings.KINDS, "tables", "backbone"}
     for block in set(paper) - apart:
         assert keys(paper[block], apart) == keys(demo[block], apart), block
 
@@ -142,4 +141,4 @@ def test_the_profiles_name_rules_that_exist(place, name):
 @pytest.mark.skipif(not importlib.util.find_spec("snakemake_executor_plugin_slurm"), reason="needs the extra [slurm]")
 def test_the_literal_call_on_a_cluster_plans_the_paper(place):
     out = place.run("snakemake", "--profile", "slurm", "-n", "--quiet", "rules")
-    assert str(sum(expected(params.load(ROOT / "params.yaml")).values()) + 1) in out
+    assert str(sum(expected(settings.load(ROOT / "params.yaml")).values()) + 1) in out

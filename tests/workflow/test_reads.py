@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import tiny_settings
 
-from vexkd import settings as params
+from vexkd import settings
 
 from .conftest import ROOT
 
@@ -139,14 +139,14 @@ def undeclared(job: Job, read: set[str]) -> list[str]:
 @pytest.fixture
 def experiment(tmp_path) -> Path:
     raw = copy.deepcopy(tiny_settings())
-    for kind in params.KINDS:
+    for kind in settings.KINDS:
         raw[kind] = {
             name: {k: v for k, v in row.items() if k != "start"} for name, row in raw[kind].items() if name in RUNS
         }
     raw |= {"root": "data/town", "synthetic": {"seed": 0, **TOWN}, "tables": {"main": RUNS}, "figures": FIGURES}
     raw |= {name: {} for name in ("reported", "floors")}
     raw["train"] |= {"epochs": 1}
-    (tmp_path / "params.yaml").write_text(params.dump(raw))
+    (tmp_path / "params.yaml").write_text(settings.dump(raw))
     return tmp_path
 
 

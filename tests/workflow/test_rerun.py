@@ -5,20 +5,19 @@ import shutil
 
 import pytest
 
-from vexkd import seal
-from vexkd import settings as params
+from vexkd import seal, settings
 
 RATE = "students.centerpoint-det.train.lr"
 
 
 def touched_by_the_student(place) -> list[str]:
     """The student, the runs it is the student of, and what shows them."""
-    settings = params.load(place.folder / "params.yaml")
-    runs = [name for name, run in settings.runs.items() if "centerpoint-det" in (name, run.student)]
-    jobs = [f"{verb} {run} seed{seed}" for verb in ("train", "predict") for run in runs for seed in settings.seeds]
+    params = settings.load(place.folder / "params.yaml")
+    runs = [name for name, run in params.runs.items() if "centerpoint-det" in (name, run.student)]
+    jobs = [f"{verb} {run} seed{seed}" for verb in ("train", "predict") for run in runs for seed in params.seeds]
     jobs += [f"evaluate {run}" for run in runs] + ["figure curves", "figure distillation", "page"]
     jobs += [f"figure birdseye {run}" for run in runs]
-    jobs += [f"table {name}" for name, rows in settings.tables.items() if set(rows) & set(runs)]
+    jobs += [f"table {name}" for name, rows in params.tables.items() if set(rows) & set(runs)]
     return sorted(jobs)
 
 
@@ -59,7 +58,7 @@ def test_a_setting_of_inference_does_not_retrain(sealed):
     calls = sealed.calls()
     assert not [call for call in calls if call.startswith("train")]
     assert not sealed.run("vexkd", "check", "--all")
-    runs = params.load(sealed.folder / "params.yaml").runs
+    runs = settings.load(sealed.folder / "params.yaml").runs
     assert (
         sum(call.startswith("predict") for call in calls)
         == sum(call.startswith("evaluate") for call in calls)
@@ -80,8 +79,8 @@ def test_a_new_run_is_made_alone(sealed):
 def test_a_published_value_touches_its_table_and_the_report_only(sealed):
     sealed.set("reported", {"centerpoint-det": {"mAP": 50.0, "source": "here"}})
     sealed.snakemake()
-    settings = params.load(sealed.folder / "params.yaml")
-    tables = [f"table {name}" for name, rows in settings.tables.items() if "centerpoint-det" in rows]
+    params = settings.load(sealed.folder / "params.yaml")
+    tables = [f"table {name}" for name, rows in params.tables.items() if "centerpoint-det" in rows]
     assert sealed.calls() == ["page", *sorted(tables)]
 
 
@@ -122,8 +121,8 @@ def test_settings_that_came_without_weights_are_made(sealed):
     shutil.rmtree(sealed.folder / ".snakemake")
     assert not sealed.plan()
     sealed.set(RATE, 0.5)
-    settings = params.load(sealed.folder / "params.yaml")
-    params.write_configs(settings, sealed.folder / "results")
+    params = settings.load(sealed.folder / "params.yaml")
+    settings.write_configs(params, sealed.folder / "results")
     os.utime(sealed.folder / "results/runs/centerpoint-det/config.yaml", (1, 1))
     os.utime(sealed.folder / "results/runs/centerpoint-det-vexkd/config.yaml", (1, 1))
     sealed.snakemake()
@@ -133,7 +132,7 @@ def test_settings_that_came_without_weights_are_made(sealed):
 def test_a_clone_pulls_and_has_nothing_to_do(finished, tmp_path):
     clone = finished.at(tmp_path / "clone")
     finished.run("git", "clone", "-q", str(finished.folder), str(clone.folder))
-    assert clone.plan()["train"] == len(params.load(clone.folder / "params.yaml").runs)
+    assert clone.plan()["train"] == len(settings.load(clone.folder / "params.yaml").runs)
     clone.run("dvc", "pull", "-q")
     assert_settled(clone)
     assert not clone.run("git", "status", "--short")
@@ -146,7 +145,7 @@ def test_a_clone_pulls_and_has_nothing_to_do(finished, tmp_path):
 def test_an_edit_while_a_run_goes_on_reaches_none_of_its_jobs(sealed):
     """Nor does a look at the plan meanwhile; and DVC, which would read the edited file, is told of a failure."""
     sealed.set(RATE, 0.5)
-    boxes = params.load(sealed.folder / "params.yaml").run("centerpoint-det").inference.max_boxes
+    boxes = settings.load(sealed.folder / "params.yaml").run("centerpoint-det").inference.max_boxes
     sealed.set("inference.max_boxes", boxes - 1, "edited.yaml")
     sealed.environment["STAND_IN_MEANWHILE"] = "cp edited.yaml params.yaml && snakemake --profile local -n"
     message = sealed.run("python", "workflow/scripts/stage.py", "all", fails=True)
@@ -158,7 +157,7 @@ def test_an_edit_while_a_run_goes_on_reaches_none_of_its_jobs(sealed):
     assert f"max_boxes: {boxes}\n" in (sealed.folder / "results/runs/centerpoint-det/inference.yaml").read_text()
     planned = sealed.plan()
     assert planned["train"] == 0
-    assert planned["predict"] == len(params.load(sealed.folder / "params.yaml").runs)
+    assert planned["predict"] == len(settings.load(sealed.folder / "params.yaml").runs)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import yaml
 
-from vexkd import settings as params
+from vexkd import settings
 from workflow.test_rerun import RATE, assert_settled
 
 TABLE = "results/tables/main.md"
@@ -125,7 +125,7 @@ def without_a_row(place) -> None:
     raw = yaml.safe_load((place.folder / "params.yaml").read_text())
     del raw["tables"]["teachers"], raw["teachers"]["fusion-conv-det"]
     raw["tables"]["main"].remove("fusion-conv-det")
-    (place.folder / "params.yaml").write_text(params.dump(raw))
+    (place.folder / "params.yaml").write_text(settings.dump(raw))
 
 
 def test_what_was_taken_out_is_named_and_removed_on_request(sealed):

@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vexkd import provenance, seal
-from vexkd import settings as params
+from vexkd import provenance, seal, settings
 from vexkd.errors import InputError
 from vexkd.models import bev_model
 from vexkd.models.bev_model import BEVModel
@@ -73,7 +72,7 @@ def load_model(path: Path, *, expected: Run | None = None) -> tuple[BEVModel, Ru
     expected: refuse weights of another run or of other settings than these.
     """
     header = read_header(path)
-    run = params.from_values(header["settings"], header["inference"], str(path))
+    run = settings.from_values(header["settings"], header["inference"], str(path))
     found = run.training()
     if expected is not None and header["provenance"].get("imported"):
         found = seal.without_own_border(found, expected)

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vexkd import content, provenance, seal
-from vexkd import settings as params
+from vexkd import content, provenance, seal, settings
 from vexkd.data import demands
 from vexkd.data.dataset import NuScenesDataset, loader
 from vexkd.data.infos import load as load_infos
@@ -55,7 +54,7 @@ def train(
     """
     stop = StopRequest().listen()
     processes.mark_messages()
-    run = params.read_run(config, config.with_name("inference.yaml"))
+    run = settings.read_run(config, config.with_name("inference.yaml"))
     if threads:
         torch.set_num_threads(threads)
     accelerator = processes.start_accelerator(run.train.precision, device)
@@ -268,10 +267,10 @@ def predict(
     processes.mark_messages()
     if threads:
         torch.set_num_threads(threads)
-    expected = params.read_run(config, config.with_name("inference.yaml")) if config else None
+    expected = settings.read_run(config, config.with_name("inference.yaml")) if config else None
     model, run = checkpoint.load_model(weights, expected=expected)
     if inference is not None:
-        run = params.with_inference(run, inference)
+        run = settings.with_inference(run, inference)
     if split is not None:
         run = run.model_copy(update={"data": run.data.model_copy(update={"val_split": split})})
     ending = seal.predictions_path("", run, 0).suffix

@@ -13,8 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the code of this checkout, whatever is installed
 
-from vexkd import leftovers, seal  # noqa: E402
-from vexkd import settings as params
+from vexkd import leftovers, seal, settings  # noqa: E402
 from vexkd.errors import InputError  # noqa: E402
 from vexkd.report import products  # noqa: E402
 
@@ -31,9 +30,9 @@ def snakemake(*targets: str, options: tuple[str, ...] = (), quiet: bool = False)
 
 def make(target: str) -> None:
     """Make a target; the town first and by itself where it is missing, for that alone outdates nothing made from it."""
-    settings = params.load(PARAMS)
-    if settings.synthetic is not None and not Path(settings.root).is_dir():
-        snakemake(settings.root)
+    params = settings.load(PARAMS)
+    if params.synthetic is not None and not Path(params.root).is_dir():
+        snakemake(params.root)
     snakemake(target)
 
 
@@ -45,9 +44,9 @@ def refuse_unmade() -> None:
         )
 
 
-def everything_wrong(settings: params.Params) -> list[str]:
+def everything_wrong(params: settings.Params) -> list[str]:
     """One sentence for each file that is not what the settings ask for now, or is left over from others."""
-    return [*seal.check(settings), *products.problems(settings), *leftovers.sentences(settings)]
+    return [*seal.check(params), *products.problems(params), *leftovers.sentences(params)]
 
 
 def record() -> None:
@@ -70,7 +69,7 @@ def main(target: str) -> None:
     make(target)
     if PARAMS.read_text(encoding="utf-8") != before:
         raise InputError(f"{PARAMS} changed while this ran, so nothing is recorded; run `dvc repro` again.")
-    problems = everything_wrong(params.load(PARAMS)) if target == "all" else []
+    problems = everything_wrong(settings.load(PARAMS)) if target == "all" else []
     if problems:
         raise InputError("\n".join([*problems, "Nothing is recorded."]))
 
