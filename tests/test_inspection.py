@@ -22,7 +22,7 @@ from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
 from vexkd.measure import inspection
 from vexkd.models import bev_model
-from vexkd.report import inspection_figures
+from vexkd.report.figures import inside_distillation
 from vexkd.settings import Run, dump, read_run, write_configs
 from vexkd.train import checkpoint, session, tasks
 from vexkd.train.loop import Pace
@@ -182,7 +182,7 @@ def drawn(stem: Path) -> pd.DataFrame:
 def test_the_figure_of_energies(inspected):
     """By hand: objects are 3 times as bright as the rest; an even map's cosine to the teacher's is a ratio of sums."""
     arguments, inside = inspected
-    inspection_figures.energy("d", **arguments)
+    inside_distillation.energy("d", **arguments)
     stem = arguments["results"] / "figures/energy-d"
     frame = drawn(stem).set_index(["level", "run"])
     m, n = int(inside.sum()), inside.size
@@ -192,13 +192,13 @@ def test_the_figure_of_energies(inspected):
         assert frame.loc[level, "cosine_to_teacher"].tolist() == pytest.approx([cosine, 1.0, 1.0], rel=1e-4)
         assert frame.loc[(level, "d"), "mean_energy"] == pytest.approx(2 * (n + 2 * m) / n, rel=1e-4)
     first = {end: Path(f"{stem}.{end}").read_bytes() for end in ("png", "svg", "csv")}
-    inspection_figures.energy("d", **arguments)
+    inside_distillation.energy("d", **arguments)
     assert first == {end: Path(f"{stem}.{end}").read_bytes() for end in first}
 
 
 def test_the_figure_of_masks(inspected):
     arguments, inside = inspected
-    inspection_figures.masks("d", maps=None, **arguments)
+    inside_distillation.masks("d", maps=None, **arguments)
     frame = drawn(arguments["results"] / "figures/masks-d").set_index(["level", "region"])
     assert frame.loc[("low", "annotated objects"), "cells"] == inside.sum()
     assert frame.loc[("high", "annotated objects"), "mean"] == pytest.approx(0.9)
@@ -210,7 +210,7 @@ def test_a_damaged_file_is_refused(inspected, town):
     path = files.path_of(arguments["models"], "d", 0)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match="not a whole file of inspected maps"):
-        inspection_figures.energy("d", **arguments)
+        inside_distillation.energy("d", **arguments)
     path.unlink()
     with pytest.raises(InputError, match="make it with 'vexkd inspect'"):
-        inspection_figures.masks("d", maps=None, **arguments)
+        inside_distillation.masks("d", maps=None, **arguments)

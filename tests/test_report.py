@@ -19,7 +19,8 @@ from vexkd import boxes, geometry, provenance, settings
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 from vexkd.evaluate.detection import ERRORS, summarise
-from vexkd.report import figures, readme, tables
+from vexkd.report import readme, result_tables
+from vexkd.report.figures import birdseye, per_run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = ["lidar-pretrain", "fusion-det", "centerpoint-det", "centerpoint-det-vexkd"]
@@ -88,7 +89,7 @@ def table(results: Path, suffix: str) -> str:
 
 
 def test_markdown_of_a_small_table(params, results):
-    tables.make("small", params=params, results=results)
+    result_tables.make("small", params=params, results=results)
     found = table(results, "md").splitlines()
     heading = [cell.strip() for cell in found[0].strip("|").split("|")]
     rows = [dict(zip(heading, [c.strip() for c in line.strip("|").split("|")], strict=True)) for line in found[2:6]]
@@ -137,7 +138,7 @@ def test_markdown_of_a_small_table(params, results):
 
 
 def test_csv_has_the_arithmetic(params, results):
-    tables.make("small", params=params, results=results)
+    result_tables.make("small", params=params, results=results)
     frame = pd.read_csv(results / "tables" / "small.csv").set_index("run")
     row = frame.loc["centerpoint-det-vexkd"]
     assert list(frame.index) == NAMES
@@ -155,7 +156,7 @@ def test_csv_has_the_arithmetic(params, results):
 
 
 def test_latex_has_the_same_rows(params, results):
-    tables.make("small", params=params, results=results)
+    result_tables.make("small", params=params, results=results)
     text = table(results, "tex")
     assert (
         r"centerpoint-det-vexkd $^\dagger$ & L+C $\rightarrow$ L & fusion-det & 58.5 $\pm$ 0.7 & +2.5 $\pm$ 0.7" in text
@@ -166,7 +167,7 @@ def test_latex_has_the_same_rows(params, results):
 
 
 def test_synthetic_data_is_said_and_not_compared(raw, results):
-    tables.make("small", params=settings.parse(raw), results=results)
+    result_tables.make("small", params=settings.parse(raw), results=results)
     for suffix in ("md", "tex"):
         assert "Synthetic data (embedded town), not nuScenes" in table(results, suffix)
     assert "reported" not in table(results, "md").lower()
@@ -177,7 +178,7 @@ def test_optional_costs_and_cpu_hours(params, results):
     changes = {"device": "CPU", "devices": 1, "flops": 3.2e9, "latency_ms": 12.5, "training_seconds": 3.6}
     for name in NAMES:
         write_run(results, name, [(0.5, 0.5)], **changes)
-    tables.make("small", params=params, results=results)
+    result_tables.make("small", params=params, results=results)
     text = table(results, "md")
     assert "GFLOPs" in text
     assert " 12.5 " in text
@@ -194,7 +195,7 @@ def test_costs_take_in_what_snakemake_measured(params, results):
     benchmark = {"wall_seconds": 7200.0, "memory_bytes": 3.2e10}
     write_run(results, "fusion-det", [(0.65, 0.70)], benchmark=benchmark, peak_memory_bytes=2.1e10)
     write_run(results, "centerpoint-det", [(0.55, 0.60)], benchmark={"wall_seconds": 60.0})
-    tables.make("small", params=params, results=results)
+    result_tables.make("small", params=params, results=results)
     frame = pd.read_csv(results / "tables" / "small.csv").set_index("run")
     costs = frame.loc["fusion-det", ["gpu_hours", "wall_hours", "memory_gb", "gpu_memory_gb"]]
     assert costs.tolist() == pytest.approx([8.0, 2.0, 32.0, 21.0])
@@ -207,7 +208,7 @@ def test_costs_take_in_what_snakemake_measured(params, results):
 
 
 def test_provenance_of_each_row(params, results):
-    tables.make("small", params=params, results=results)
+    result_tables.make("small", params=params, results=results)
     record = json.loads(table(results, "provenance.json"))
     row = record["rows"]["centerpoint-det"]
     assert row["seeds"] == ["0", "1"]
@@ -219,10 +220,10 @@ def test_provenance_of_each_row(params, results):
 
 
 def test_settings_hash_follows_the_settings(raw, params, results):
-    tables.make("small", params=params, results=results)
+    result_tables.make("small", params=params, results=results)
     before = json.loads(table(results, "provenance.json"))["settings"]
     raw["train"]["lr"] = 2.0e-4
-    tables.make("small", params=settings.parse(raw | {"synthetic": None}), results=results)
+    result_tables.make("small", params=settings.parse(raw | {"synthetic": None}), results=results)
     assert json.loads(table(results, "provenance.json"))["settings"] != before
     note = "† lidar-pretrain, centerpoint-det: trained with other settings than params.yaml has now."
     assert note in table(results, "md")  # the teacher has a learning rate of its own
@@ -232,13 +233,13 @@ def test_missing_results_name_the_run_and_the_command(params, results):
     file = results / "runs" / "centerpoint-det" / "metrics.json"
     file.unlink()
     with pytest.raises(InputError, match=rf"run centerpoint-det has no results yet.*'snakemake --cores all {file}'"):
-        tables.make("small", params=params, results=results)
+        result_tables.make("small", params=params, results=results)
     assert not (results / "tables").exists()
-    assert tables.needed("small", params=params) == NAMES
+    assert result_tables.needed("small", params=params) == NAMES
 
 
 def test_distillation_figure(params, results):
-    figures.distillation(params=params, results=results)
+    per_run.distillation(params=params, results=results)
     frame = pd.read_csv(results / "figures" / "distillation.csv", keep_default_na=False)
     assert list(frame.columns[:6]) == ["run", "student", "metric", "class", "baseline", "baseline_std"]
     row = frame[frame.metric == "mAP"].iloc[0]
@@ -252,7 +253,7 @@ def test_distillation_figure_of_many_single_seed_runs_says_synthetic(raw, result
     for i in range(5):
         raw["distilled"][f"variant-{i}"] = dict(raw["distilled"]["centerpoint-det-vexkd"])
         write_run(results, f"variant-{i}", [(0.5 + 0.02 * i, 0.6)])
-    figures.distillation(params=settings.parse(raw), results=results)
+    per_run.distillation(params=settings.parse(raw), results=results)
     drawn(results / "figures" / "distillation")
     assert "synthetic data (embedded town), not nuScenes" in (results / "figures" / "distillation.svg").read_text()
     assert len(pd.read_csv(results / "figures" / "distillation.csv")) == 6 * 12
@@ -263,11 +264,11 @@ def test_curves_are_averaged_not_sampled(params, results):
     steps = np.arange(1000)
     long = pd.DataFrame({"seed": 0, "step": steps, "loss": np.where(steps % 2, 1.0, 3.0)})
     long.to_csv(results / "runs" / "fusion-det" / "curve.csv", index=False)
-    figures.curves(params=params, results=results)
+    per_run.curves(params=params, results=results)
     frame = pd.read_csv(results / "figures" / "curves.csv")
     assert set(frame.run) == set(params.runs)
     drawn_curve = frame[frame.run == "fusion-det"]
-    assert len(drawn_curve) == figures.POINTS
+    assert len(drawn_curve) == per_run.POINTS
     assert (drawn_curve.loss == 2.0).all()
     drawn(results / "figures" / "curves")
 
@@ -320,7 +321,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_birdseye_puts_predictions_on_their_ground_truth(scene):
-    figures.birdseye("a-run", **scene)
+    birdseye.birdseye("a-run", **scene)
     stem = scene["results"] / "figures" / "birdseye-a-run"
     drawn(stem)
     frame = pd.read_csv(f"{stem}.csv")
@@ -328,15 +329,15 @@ def test_birdseye_puts_predictions_on_their_ground_truth(scene):
     numbers = ["x_m", "y_m", "z_m", "l_m", "w_m", "h_m", "yaw_rad"]
     truth, predicted = (frame[frame.source == name].set_index("class") for name in ("ground truth", "a-run"))
     np.testing.assert_allclose(predicted.loc[truth.index, numbers], truth[numbers], atol=2e-3)
-    figures.birdseye("a-run", sample="first", threshold=0.0, **scene)
+    birdseye.birdseye("a-run", sample="first", threshold=0.0, **scene)
     assert list(pd.read_csv(f"{stem}.csv").source) == ["ground truth", "a-run", "a-run"]
 
 
 def test_birdseye_refuses_what_is_not_there(scene):
     with pytest.raises(InputError, match="sample third is not among the 2 predicted"):
-        figures.birdseye("a-run", sample="third", **scene)
+        birdseye.birdseye("a-run", sample="third", **scene)
     with pytest.raises(InputError, match=r"c-run/seed0/predictions\.json: there is no such prediction file"):
-        figures.birdseye("c-run", **scene)
+        birdseye.birdseye("c-run", **scene)
 
 
 def test_readme_markers(tmp_path):
@@ -363,5 +364,7 @@ def test_readme_refuses_a_lost_marker_or_table(tmp_path):
 
 
 def test_report_imports_no_torch():
-    code = "import sys; from vexkd.report import figures, readme, tables; assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from vexkd.report import figures, page, readme, result_tables; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)

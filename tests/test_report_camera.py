@@ -15,8 +15,8 @@ from PIL import Image
 from vexkd import boxes, geometry
 from vexkd.boxes import CLASSES
 from vexkd.data import infos
-from vexkd.report import camera
-from vexkd.report.birdseye import Boxes
+from vexkd.report.figures import six_images as camera
+from vexkd.report.figures.birdseye import Boxes
 
 
 def test_lines_join_the_corners_that_the_devkit_projects(town):

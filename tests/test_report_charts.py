@@ -17,7 +17,7 @@ from PIL import Image
 
 from vexkd import settings
 from vexkd.errors import InputError
-from vexkd.report import charts, drawing, inspection_figures
+from vexkd.report.figures import charts, drawing, inside_distillation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -148,7 +148,7 @@ def test_latency(params, results):
 )
 def test_a_mask_that_hardly_varies_looks_even(least, most, limits):
     mask = np.repeat([least, most], 5000).reshape(100, 100)
-    assert inspection_figures.mask_limits(mask) == pytest.approx(limits, abs=1e-9)
+    assert inside_distillation.mask_limits(mask) == pytest.approx(limits, abs=1e-9)
 
 
 def test_a_figure_without_rows_is_refused(params, results):

@@ -15,7 +15,7 @@ from vexkd import boxes, geometry, settings
 from vexkd.boxes import CLASSES
 from vexkd.data import infos
 from vexkd.errors import InputError
-from vexkd.report.errors import errors
+from vexkd.report.figures.errors_from_above import errors
 
 
 def test_counts_by_class_and_marks(town, tmp_path):

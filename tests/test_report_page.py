@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from vexkd import settings
-from vexkd.report import page, seen, tables
-from vexkd.report.markup import Markup, element, join
+from vexkd.report import page, result_tables
+from vexkd.report.page import alt_text
+from vexkd.report.page.markup import Markup, element, join
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VOID = {"img", "meta", "br", "col"}
@@ -85,7 +86,7 @@ def test_every_run_table_and_figure_is_there(params, results):
     assert len(found.of("img")) == len(pictures)
     cells = {text for _, text in found.of("td", "th")}
     for name in params.tables:
-        shown = tables.read(name, params=params, results=results)
+        shown = result_tables.read(name, params=params, results=results)
         assert {cell for row in shown.rows for cell in row} <= cells
         assert set(shown.notes) <= {text for _, text in found.of("p")}
 
@@ -196,10 +197,10 @@ def test_texts_of_figures_are_read_from_their_tables(tmp_path):
     }  # fmt: skip
     for kind, (content, words) in tables.items():
         (tmp_path / f"{kind}.csv").write_text(content)
-        assert seen.words(tmp_path / f"{kind}.png", kind) == words
+        assert alt_text.words(tmp_path / f"{kind}.png", kind) == words
     (tmp_path / "blocks.csv").write_text("of,another,version\n1,2,3\n")
-    assert seen.words(tmp_path / "blocks.png", "blocks") == ""
-    assert seen.words(tmp_path / "absent.png", "blocks") == ""
+    assert alt_text.words(tmp_path / "blocks.png", "blocks") == ""
+    assert alt_text.words(tmp_path / "absent.png", "blocks") == ""
 
 
 def test_a_run_without_results_is_said(params, results):

@@ -7,7 +7,7 @@ import pytest
 from conftest import tiny_settings
 
 from vexkd.content import Digests
-from vexkd.report import page, products, records, sources
+from vexkd.report import outputs, page, records, sources
 from vexkd.settings import Params, Reported, parse
 
 
@@ -62,7 +62,7 @@ def test_what_something_was_made_from_is_compared(settings, what, change, reason
     write("results/runs/centerpoint-det/latency.json", "{}")
     made = MAKE[what](settings)
     change()
-    found = products.problems(settings)
+    found = outputs.problems(settings)
     assert (len(found) == 1) == (reason is not None), found
     assert all(reason in sentence and str(made) in sentence for sentence in found)
 
@@ -72,7 +72,7 @@ def test_settings_that_are_shown_are_compared(settings, what):
     MAKE[what](settings)
     published = Reported(mAP=50.0, source="here")
     other = settings.model_copy(update={"reported": {"centerpoint-det": published}})
-    assert "was made with other settings than those of now" in products.problems(other)[0]
+    assert "was made with other settings than those of now" in outputs.problems(other)[0]
 
 
 @pytest.mark.parametrize("ending", [*records.TABLE_FILES, "provenance.json"])
@@ -80,7 +80,7 @@ def test_a_file_of_a_table_that_was_changed_is_named(settings, ending):
     stem = make_table(settings)
     path = stem.with_name(f"main.{ending}")
     path.write_text("<<<<<<< HEAD\n" + path.read_text())
-    (found,) = products.problems(settings)
+    (found,) = outputs.problems(settings)
     assert found.startswith(f"{path} is ")
 
 
@@ -90,18 +90,16 @@ def test_a_file_of_a_table_that_was_changed_is_named(settings, ending):
 def test_a_page_that_was_changed_is_named(settings, change):
     path = make_page(settings)
     path.write_text(change(path.read_text()))
-    assert products.problems(settings) == [
-        f"{path} was changed after it was made; run snakemake, which makes it again."
-    ]
+    assert outputs.problems(settings) == [f"{path} was changed after it was made; run snakemake, which makes it again."]
 
 
 def test_without_a_record_times_decide_and_check_names_it(settings):
     write("results/report.html", "<p>of an earlier version</p>")
     stem = make_table(settings)
     write(f"{stem}.provenance.json", json.dumps({"table": "main"}))
-    verdicts = [product.judge() for product in products.of_report(settings, Digests()) if product.outputs[0].is_file()]
+    verdicts = [product.judge() for product in outputs.of_report(settings, Digests()) if product.outputs[0].is_file()]
     assert verdicts == [None, None]
-    assert [sentence.split(";")[0] for sentence in products.problems(settings)] == [
+    assert [sentence.split(";")[0] for sentence in outputs.problems(settings)] == [
         "results/tables/main.csv does not say what it was made from",
         "results/report.html does not say what it was made from",
     ]
@@ -115,9 +113,9 @@ def test_a_figure_of_other_predictions_is_named(settings):
         write(f"{stem}.{end}", end)
     for sample in (3, None):  # one of a sample that was asked for by hand is another figure
         records.of_sample("birdseye", "centerpoint-det", places=sources.Places(), seed=0, sample=sample)
-        assert len(products.problems(settings)) == (sample is not None)
+        assert len(outputs.problems(settings)) == (sample is not None)
     write(name, "other boxes")
-    assert f"{stem}.png was not made from the present {name}" in products.problems(settings)[0]
+    assert f"{stem}.png was not made from the present {name}" in outputs.problems(settings)[0]
 
 
 def test_the_page_shows_nothing_left_over(settings):

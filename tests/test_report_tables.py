@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from vexkd import provenance, seal, settings
-from vexkd.report import gains, tables
+from vexkd.report import gains, result_tables
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROWS = ["student-det", "taught-det", "student-map", "taught-map"]
@@ -83,7 +83,7 @@ def write_draws(results: Path, run: str, score: str, *seeds: np.ndarray, scenes:
 
 def made(params: settings.Params, results: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Cells of the Markdown by run and heading, and the notes below."""
-    tables.make("mixed", params=params, results=results)
+    result_tables.make("mixed", params=params, results=results)
     lines = (results / "tables" / "mixed.md").read_text().splitlines()
     split = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[: 2 + len(ROWS)]]
     return {row[0]: dict(zip(split[0], row, strict=True)) for row in split[2:]}, lines[3 + len(ROWS) :]

@@ -22,7 +22,7 @@ from vexkd.data import map_predictions, maps
 from vexkd.data.dataset import loader
 from vexkd.data.expansions import read_expansion
 from vexkd.errors import InputError
-from vexkd.evaluate import maps as scoring
+from vexkd.evaluate import map_scores as scoring
 from vexkd.evaluate.segmentation import THRESHOLDS
 from vexkd.models import bev_model
 from vexkd.train import checkpoint, predict, session, tasks

@@ -18,7 +18,7 @@ from vexkd.models.image_encoder import build_backbone
 from vexkd.ops import sparse_conv as sparse
 from vexkd.ops.bev_pool import lift_pool
 from vexkd.ops.deformable_attention import DeformableAttention, reference_points
-from vexkd.report import models
+from vexkd.report import models_page
 
 
 def macs(module: nn.Module, *inputs) -> int:
@@ -209,7 +209,7 @@ def test_counting_leaves_no_hook_behind(settings):
 def test_the_page_holds_the_models_of_params_yaml():
     """Parameters of every part of every distinct model; `vexkd summary --all --markdown docs/MODELS.md` writes them."""
     params = settings.load(ROOT / "params.yaml")
-    kept = models.parameters((ROOT / "docs/MODELS.md").read_text())
+    kept = models_page.parameters((ROOT / "docs/MODELS.md").read_text())
     groups = list(summary.distinct(params).values())
     assert set(kept) == {names[0] for names in groups}, "make docs/MODELS.md again"
     for names in groups:
@@ -220,7 +220,7 @@ def test_the_page_holds_the_models_of_params_yaml():
 
 def test_only_what_is_between_the_markers_changes(tmp_path):
     page = tmp_path / "MODELS.md"
-    page.write_text(f"# Models\n\nprose\n\n{models.BEGIN}\nold\n{models.END}\n\nmore prose\n")
+    page.write_text(f"# Models\n\nprose\n\n{models_page.BEGIN}\nold\n{models_page.END}\n\nmore prose\n")
     values = {
         "run": "a",
         "runs": ["a", "b"],
@@ -241,12 +241,12 @@ def test_only_what_is_between_the_markers_changes(tmp_path):
             }
         ],
     }
-    models.update(page, [values])
+    models_page.update(page, [values])
     text = page.read_text()
     assert text.startswith("# Models\n\nprose\n\n")
     assert text.endswith("\n\nmore prose\n")
     assert "old" not in text
-    assert models.parameters(text) == {"a": {"": 1_500_000, "head": 1_500_000}}
+    assert models_page.parameters(text) == {"a": {"": 1_500_000, "head": 1_500_000}}
     assert json.dumps(values)  # plain values alone
-    models.update(page, [values])
+    models_page.update(page, [values])
     assert page.read_text() == text

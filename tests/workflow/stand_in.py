@@ -20,7 +20,7 @@ import yaml
 
 from vexkd import content, leftovers, provenance, seal, settings
 from vexkd.errors import InputError
-from vexkd.report import products, records, sources
+from vexkd.report import outputs, records, sources
 
 
 def main(verb: str, *arguments: str) -> None:
@@ -298,7 +298,7 @@ def check(names: list[str], options: dict) -> None:
     params = settings.load(options.get("params", "params.yaml"))
     problems = seal.check(params, names=names or None)
     if "all" in options:
-        problems += products.problems(params) + leftovers.sentences(params)
+        problems += outputs.problems(params) + leftovers.sentences(params)
     if problems:
         sys.exit("\n".join(problems))
 

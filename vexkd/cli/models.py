@@ -37,7 +37,7 @@ def summary(
     """Print the parts of a model: parameters, multiply-adds and FLOPs, output shapes, activation memory."""
     from vexkd import provenance
     from vexkd import settings as module
-    from vexkd.report import models
+    from vexkd.report import models_page
 
     settings = module.load(params)
     if bool(run) == all_runs:
@@ -45,12 +45,12 @@ def summary(
     names = None if run is None else [settings.run(run).name]
     found = []
     for values in _summaries(settings, names, depth, only_parameters, root, infos, threads):
-        print(f"{values['run']}\n\n{models.table(values)}\n", flush=True)
+        print(f"{values['run']}\n\n{models_page.table(values)}\n", flush=True)
         found.append(values)
     if json:
         provenance.write_json(json, found if all_runs else found[0])
     if markdown:
-        models.update(markdown, found)
+        models_page.update(markdown, found)
 
 
 def _summaries(

@@ -42,7 +42,7 @@ def forecast(
     from vexkd import provenance
     from vexkd import settings as module
     from vexkd.measure import cost
-    from vexkd.report import tables
+    from vexkd.report import result_tables
 
     settings = module.load(params)
     chosen = names or list(settings.tables)
@@ -68,7 +68,7 @@ def forecast(
         budget=budget,
     )
     for head, rows in (cost.run_cells(result), cost.table_cells(result)):
-        print(tables.markdown(tables.Cells(head, rows, notes=[])).strip(), end="\n\n")
+        print(result_tables.markdown(result_tables.Cells(head, rows, notes=[])).strip(), end="\n\n")
     print("\n".join(f"- {note}" for note in cost.notes(result)))
     if json:
         provenance.write_json(json, result.values())

@@ -58,9 +58,9 @@ def table(
 ) -> None:
     """Write results/tables/NAME.{csv,md,tex} and its provenance from the runs' metrics."""
     from vexkd import settings as module
-    from vexkd.report import tables
+    from vexkd.report import result_tables
 
-    tables.make(name, params=module.load(params), results=results)
+    result_tables.make(name, params=module.load(params), results=results)
 
 
 figure = typer.Typer(help="Draw one of the figures into results/figures.")
@@ -71,10 +71,11 @@ app.add_typer(figure, name="figure", rich_help_panel="Results")
 def distillation(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
     """Distilled students against their baselines, per class."""
     from vexkd import settings as module
-    from vexkd.report import figures, records
+    from vexkd.report import records
+    from vexkd.report.figures import per_run
 
     settings = module.load(params)
-    figures.distillation(params=settings, results=results)
+    per_run.distillation(params=settings, results=results)
     records.of_chart("distillation", settings, results)
 
 
@@ -82,10 +83,11 @@ def distillation(params: ParamsFile = Path("params.yaml"), results: Results = Pa
 def curves(params: ParamsFile = Path("params.yaml"), results: Results = Path("results")) -> None:
     """Training curves of all runs."""
     from vexkd import settings as module
-    from vexkd.report import figures, records
+    from vexkd.report import records
+    from vexkd.report.figures import per_run
 
     settings = module.load(params)
-    figures.curves(params=settings, results=results)
+    per_run.curves(params=settings, results=results)
     records.of_chart("curves", settings, results)
 
 
@@ -100,9 +102,10 @@ def birdseye(
     sample: SampleToken = None,
 ) -> None:
     """Points, ground truth and predictions of one keyframe from above."""
-    from vexkd.report import figures, records, sources
+    from vexkd.report import records, sources
+    from vexkd.report.figures import birdseye as module
 
-    figures.birdseye(run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
+    module.birdseye(run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
     places = sources.Places(results, models, infos)
     records.of_sample("birdseye", run, places=places, seed=seed, sample=sample)
 
@@ -119,8 +122,8 @@ def camera(
     sample: SampleToken = None,
 ) -> None:
     """Detections of two runs in the six images of one keyframe, errors marked."""
-    from vexkd.report import camera as module
     from vexkd.report import records, sources
+    from vexkd.report.figures import six_images as module
 
     module.camera(student, run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
     places = sources.Places(results, models, infos)
@@ -139,8 +142,8 @@ def errors(
     sample: SampleToken = None,
 ) -> None:
     """Detections of two runs on one keyframe from above, errors marked."""
-    from vexkd.report import errors as module
     from vexkd.report import records, sources
+    from vexkd.report.figures import errors_from_above as module
 
     module.errors(student, run, results=results, models=models, root=root, infos=infos, seed=seed, sample=sample)
     places = sources.Places(results, models, infos)
@@ -157,8 +160,8 @@ def figure_energy(
     seed: Seed = 0,
 ) -> None:
     """Energy of the BEV maps of a student alone, distilled, and of its teacher; from what `vexkd inspect` wrote."""
-    from vexkd.report import inspection_figures as module
     from vexkd.report import records, sources
+    from vexkd.report.figures import inside_distillation as module
 
     module.energy(run, results=results, models=models, root=root, infos=infos, seed=seed)
     records.of_sample("energy", run, places=sources.Places(results, models, infos), seed=seed)
@@ -175,8 +178,8 @@ def figure_masks(
     seed: Seed = 0,
 ) -> None:
     """Where a run distils, at each level of the BEV maps; from what `vexkd inspect` wrote."""
-    from vexkd.report import inspection_figures as module
     from vexkd.report import records, sources
+    from vexkd.report.figures import inside_distillation as module
 
     module.masks(run, results=results, models=models, root=root, infos=infos, seed=seed, maps=maps)
     places = sources.Places(results, models, infos, maps or Path(sources.MAPS))
@@ -195,9 +198,12 @@ def figure_maps(
     sample: SampleToken = None,
 ) -> None:
     """Predicted against true maps of one keyframe, class by class."""
-    from vexkd.report import figures, records, sources
+    from vexkd.report import records, sources
+    from vexkd.report.figures import predicted_maps
 
-    figures.maps(run, results=results, models=models, root=root, infos=infos, rasters=maps, seed=seed, sample=sample)
+    predicted_maps.maps(
+        run, results=results, models=models, root=root, infos=infos, rasters=maps, seed=seed, sample=sample
+    )
     places = sources.Places(results, models, infos, maps)
     records.of_sample("maps", run, places=places, seed=seed, sample=sample)
 
@@ -212,7 +218,7 @@ def chart(
     from typing import cast
 
     from vexkd import settings as module
-    from vexkd.report import charts
+    from vexkd.report.figures import charts
 
     charts.make(cast(module.FigureName, name), params=module.load(params), results=results)
 

@@ -166,7 +166,7 @@ def evaluate(
         )
         return
     if row.task == "segmentation":
-        from vexkd.evaluate import maps as module
+        from vexkd.evaluate import map_scores as module
 
         module.collect(row, models=models, results=results, infos=infos, maps=maps, seeds=list(seeds))
         return
@@ -214,10 +214,10 @@ def check(
 def _check_what_shows_them(settings: Params, folder: Path) -> None:
     """Raises InputError where tables, figures or the page are not of the present results, or something is left over."""
     from vexkd import leftovers
-    from vexkd.report import products
+    from vexkd.report import outputs
 
     with contextlib.chdir(folder):
-        problems = products.problems(settings) + leftovers.sentences(settings)
+        problems = outputs.problems(settings) + leftovers.sentences(settings)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

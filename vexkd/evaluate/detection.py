@@ -19,8 +19,7 @@ import numpy as np
 
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
-from vexkd.evaluate import collect as gathering
-from vexkd.evaluate import resamples
+from vexkd.evaluate import resamples, seed_files
 
 # Our name of each mean error -> the devkit's name of the error.
 ERRORS = {"mATE": "trans_err", "mASE": "scale_err", "mAOE": "orient_err", "mAVE": "vel_err", "mAAE": "attr_err"}
@@ -71,7 +70,7 @@ def collect(
     (null for one seed). Raises InputError for a missing file and for whatever `evaluate_many` refuses; then nothing is
     written.
     """
-    found = gathering.read(run, models=models, seeds=seeds, predictions="predictions.json")
+    found = seed_files.read(run, models=models, seeds=seeds, predictions="predictions.json")
     scores, drawn, scene_of = {}, {}, {}
     for seed, *boxes in _boxes(found.predictions, root=root, version=version, split=split, config=config):
         nusc, truth, predicted, settings = boxes
@@ -80,12 +79,12 @@ def collect(
         drawn[seed] = resamples.of_detection(truth, predicted, scene_of, settings)
     resamples.save(Path(results) / "runs" / run / resamples.FILE, list(scene_of.values()), drawn)
     dataset = {"version": version, "split": split}
-    gathering.write(found, summarise(scores), results=results, dataset=dataset, config=config)
+    seed_files.write(found, summarise(scores), results=results, dataset=dataset, config=config)
 
 
 def summarise(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Means over the seeds, then `n`, `spread` (sample standard deviations, None for one seed) and `seeds`."""
-    return gathering.summarise(scores, spread=(*SUMMARY, "AP"))
+    return seed_files.summarise(scores, spread=(*SUMMARY, "AP"))
 
 
 @contextlib.contextmanager

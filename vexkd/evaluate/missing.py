@@ -10,9 +10,7 @@ from vexkd.data import infos as info_tools
 from vexkd.data import map_predictions
 from vexkd.data.maps import Maps
 from vexkd.errors import InputError
-from vexkd.evaluate import collect as gathering
-from vexkd.evaluate import detection
-from vexkd.evaluate import maps as map_scores
+from vexkd.evaluate import detection, map_scores, seed_files
 from vexkd.settings import Run
 
 
@@ -37,7 +35,7 @@ def collect(
         rasters = Maps(maps).require(cell=run.map.cell, edges=run.map.edges)
         counts = map_scores.count_scenes(opened, split=split, maps=rasters, grid=run.map.grid)
         scores = {seed: map_scores.total(scenes.values()).result() for seed, scenes in counts.items()}
-        metrics = gathering.summarise(scores, spread=("mIoU", "IoU"))
+        metrics = seed_files.summarise(scores, spread=("mIoU", "IoU"))
     else:
         scores = detection.evaluate_many(
             files, root=root, version=run.data.version, split=run.data.val_split, config=run.inference.evaluation

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vexkd.report import origins, runs
+from vexkd.report import row_provenance, runs
 from vexkd.settings import Params, unequal
 
 LEVEL = 0.95
@@ -62,15 +62,15 @@ def unlike(run: str, params: Params, results: Path) -> list[str]:
     student = params.run(row.student)
     found = [_in_words(*setting) for setting in unequal(row.besides_teaching(), student.besides_teaching())]
     own, alone = runs.origin(run, results), runs.origin(row.student, results)
-    if origins.data(own) != origins.data(alone):
+    if row_provenance.data(own) != row_provenance.data(alone):
         found.append("other data")
-    mine, theirs = origins.environment(own), origins.environment(alone)
+    mine, theirs = row_provenance.environment(own), row_provenance.environment(alone)
     if mine != theirs:
-        found.append(f"other versions ({origins.news(mine, theirs)}, not {origins.news(theirs, mine)})")
-    if origins.code(own) != origins.code(alone):
-        found.append("another commit" if origins.commits(own) != origins.commits(alone) else "other code")
-    if origins.dirty(own) != origins.dirty(alone):
-        found.append("uncommitted changes" if origins.dirty(own) else "no uncommitted changes")
+        found.append(f"other versions ({row_provenance.news(mine, theirs)}, not {row_provenance.news(theirs, mine)})")
+    if row_provenance.code(own) != row_provenance.code(alone):
+        found.append("another commit" if row_provenance.commits(own) != row_provenance.commits(alone) else "other code")
+    if row_provenance.dirty(own) != row_provenance.dirty(alone):
+        found.append("uncommitted changes" if row_provenance.dirty(own) else "no uncommitted changes")
     seeds = [", ".join(origin["seeds"]) for origin in (own, alone)]
     if seeds[0] != seeds[1]:
         found.append(f"seeds {seeds[0]} (not {seeds[1]})")

@@ -10,7 +10,7 @@ from vexkd import calls, content, leftovers, products, seal
 from vexkd.calls import Call
 from vexkd.data import infos
 from vexkd.errors import InputError
-from vexkd.report.products import of_report
+from vexkd.report.outputs import of_report
 
 MOST = 10  # sentences of a kind that a plan says
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the code of this
 
 from vexkd import leftovers, seal, settings  # noqa: E402
 from vexkd.errors import InputError  # noqa: E402
-from vexkd.report import products  # noqa: E402
+from vexkd.report import outputs  # noqa: E402
 
 PARAMS = Path("params.yaml")
 
@@ -46,7 +46,7 @@ def refuse_unmade() -> None:
 
 def everything_wrong(params: settings.Params) -> list[str]:
     """One sentence for each file that is not what the settings ask for now, or is left over from others."""
-    return [*seal.check(params), *products.problems(params), *leftovers.sentences(params)]
+    return [*seal.check(params), *outputs.problems(params), *leftovers.sentences(params)]
 
 
 def record() -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from vexkd import provenance
 from vexkd.errors import InputError
-from vexkd.report import gains, origins, records, runs, sources
+from vexkd.report import gains, records, row_provenance, runs, sources
 from vexkd.settings import Params, Run
 
 MARK = "†"  # a row that was not made as the others
@@ -77,7 +77,7 @@ def _assemble(name: str, params: Params, results: Path) -> tuple[dict[str, Any],
     if not names:
         raise InputError(f"{params.path}: tables.{name} has no rows; add the name of a run.")
     made = {run: runs.origin(run, results) for run in names}
-    marked = origins.marked(params, made)
+    marked = row_provenance.marked(params, made)
     frame = pd.DataFrame([_row(params.run(run), params, results, made[run], run in marked) for run in names])
     optional = ("flops_giga", "latency_ms", "fps", "latency_device")
     return made, marked, frame.drop(columns=[column for column in optional if frame[column].isna().all()])
@@ -152,8 +152,8 @@ def _row(run: Run, params: Params, results: Path, origin: dict[str, Any], marked
         **_reported(run, params, metrics),
         **cost(list(origin["seeds"].values())),
         **measured(run.name, params, results, origin),
-        "commit": " ".join(origins.commits(origin)),
-        "dirty": origins.dirty(origin),
+        "commit": " ".join(row_provenance.commits(origin)),
+        "dirty": row_provenance.dirty(origin),
         "marked": marked,
     }
 
@@ -197,7 +197,7 @@ def _reported(run: Run, params: Params, metrics: dict[str, Any]) -> dict[str, An
 
 def cost(seeds: list[dict[str, Any]]) -> dict[str, float | None]:
     """Mean training cost of one seed, without its teacher's training; device-hours are wall time x devices."""
-    on_cpu = all(origins.on_cpu(seed) for seed in seeds)
+    on_cpu = all(row_provenance.on_cpu(seed) for seed in seeds)
     device_hours = _mean([_seconds(seed) * seed["devices"] for seed in seeds], 3600)
     return {
         "gpu_hours": None if on_cpu else device_hours,
@@ -241,7 +241,7 @@ def _seconds(seed: dict[str, Any]) -> float:
 
 def _memory(seed: dict[str, Any]) -> float | None:
     """Peak resident bytes of a training's processes; the record's own are those of its GPU where it has one."""
-    own = seed.get("peak_memory_bytes") if origins.on_cpu(seed) else None
+    own = seed.get("peak_memory_bytes") if row_provenance.on_cpu(seed) else None
     known = [value for value in (own, seed.get("benchmark", {}).get("memory_bytes")) if value is not None]
     return max(known, default=None)
 
@@ -263,15 +263,15 @@ def _record(
     for run, origin in made.items():
         rows[run] = {
             "metrics": provenance.file_digest(results / "runs" / run / "metrics.json"),
-            "commit": origins.commits(origin),
-            "dirty": origins.dirty(origin),
+            "commit": row_provenance.commits(origin),
+            "dirty": row_provenance.dirty(origin),
             "marked": marked.get(run),
             "settings": {seed: record.get("settings_digest") for seed, record in origin["seeds"].items()},
             "inputs": {seed: record.get("inputs") for seed, record in origin["seeds"].items()},
             "dataset": origin["evaluation"].get("dataset"),
             "weights": origin["evaluation"].get("weights"),
             "environment": {seed: record.get("versions") for seed, record in origin["seeds"].items()},
-            "hardware": origins.hardware(origin),
+            "hardware": row_provenance.hardware(origin),
             "seeds": list(origin["seeds"]),
             **cost(list(origin["seeds"].values())),
             "commands": [record.get("command") for record in [*origin["seeds"].values(), origin["evaluation"]]],
@@ -329,8 +329,8 @@ def _notes(
     if (frame["n_seeds"] > 1).any():
         seeds_note += "; ±: sample standard deviation over the n seeds"
     notes.append(f"{seeds_note}. Cost: training of one seed with all its attempts, without its teacher's.")
-    hardware = "; ".join(dict.fromkeys(word for origin in made.values() for word in origins.hardware(origin)))
-    notes.append(f"Commit {origins.short(origins.usual_commits(made))}. Trained on {hardware}.")
+    hardware = "; ".join(dict.fromkeys(word for origin in made.values() for word in row_provenance.hardware(origin)))
+    notes.append(f"Commit {row_provenance.short(row_provenance.usual_commits(made))}. Trained on {hardware}.")
     if "latency_device" in frame:
         notes[-1] += f" Latency: median of one sample, {'; '.join(frame['latency_device'].dropna().unique())}."
     alike: dict[str, list[str]] = {}

@@ -14,8 +14,7 @@ from vexkd.data.infos import Infos
 from vexkd.data.map_predictions import MapPredictions
 from vexkd.data.maps import Maps
 from vexkd.errors import InputError
-from vexkd.evaluate import collect as gathering
-from vexkd.evaluate import resamples
+from vexkd.evaluate import resamples, seed_files
 from vexkd.evaluate.segmentation import Accumulator
 from vexkd.geometry import BevGrid
 from vexkd.settings import Run
@@ -29,18 +28,18 @@ def collect(run: Run, *, models: Path, results: Path, infos: Path, maps: Path, s
     (null for one seed). Raises InputError for a missing file and for predictions that are not those of the whole split;
     then nothing is written.
     """
-    found = gathering.read(run.name, models=models, seeds=seeds, predictions="predictions.safetensors")
+    found = seed_files.read(run.name, models=models, seeds=seeds, predictions="predictions.safetensors")
     opened = {seed: map_predictions.read(path) for seed, path in found.predictions.items()}
     split = info_tools.load(infos).subset(run.data.val_split)
     rasters = Maps(maps).require(cell=run.map.cell, edges=run.map.edges)
     counts = count_scenes(opened, split=split, maps=rasters, grid=run.map.grid)
     scores = {seed: total(scenes.values()).result() for seed, scenes in counts.items()}
-    metrics = gathering.summarise(scores, spread=("mIoU", "IoU"))
+    metrics = seed_files.summarise(scores, spread=("mIoU", "IoU"))
     drawn = {seed: resamples.of_segmentation(scenes) for seed, scenes in counts.items()}
     names = [name for scenes in counts.values() for name in scenes]
     resamples.save(Path(results) / "runs" / run.name / resamples.FILE, names, drawn)
     dataset = {"version": run.data.version, "split": run.data.val_split}
-    gathering.write(found, metrics, results=results, dataset=dataset, labels=rasters.sha256)
+    seed_files.write(found, metrics, results=results, dataset=dataset, labels=rasters.sha256)
 
 
 def count_scenes(

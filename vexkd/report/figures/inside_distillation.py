@@ -18,8 +18,8 @@ from vexkd.data.inspection import LEVELS, Inspection, Name
 from vexkd.data.maps import Maps
 from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
-from vexkd.report import birdseye as scenes
-from vexkd.report import drawing
+from vexkd.report.figures import birdseye as scenes
+from vexkd.report.figures import drawing
 from vexkd.settings import MAP_CLASSES
 
 if TYPE_CHECKING:

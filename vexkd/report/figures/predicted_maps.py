@@ -16,8 +16,9 @@ from vexkd.data import map_predictions
 from vexkd.data.map_predictions import THRESHOLDS
 from vexkd.data.maps import Maps
 from vexkd.geometry import BevGrid
-from vexkd.report import birdseye as scenes
-from vexkd.report import drawing, runs
+from vexkd.report import runs
+from vexkd.report.figures import birdseye as scenes
+from vexkd.report.figures import drawing
 from vexkd.settings import MAP_CLASSES
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import pandas as pd
 from vexkd import provenance
 from vexkd.boxes import CLASSES
 from vexkd.data import points as point_files
-from vexkd.report import birdseye, drawing
-from vexkd.report.birdseye import LIMIT, RINGS, Boxes
-from vexkd.report.camera import OUTCOMES, compared
+from vexkd.report.figures import birdseye, drawing
+from vexkd.report.figures.birdseye import LIMIT, RINGS, Boxes
+from vexkd.report.figures.six_images import OUTCOMES, compared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

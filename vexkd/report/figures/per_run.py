@@ -11,16 +11,13 @@ import pandas as pd
 from vexkd import provenance
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
-from vexkd.report import drawing, gains, runs
-from vexkd.report.birdseye import birdseye
-from vexkd.report.map_figure import maps
-from vexkd.report.tables import UNLIKE
+from vexkd.report import gains, runs
+from vexkd.report.figures import drawing
+from vexkd.report.result_tables import UNLIKE
 from vexkd.settings import Params
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["birdseye", "curves", "distillation", "maps"]
 
 POINTS = 250  # of a training curve; longer ones are averaged in as many bins of steps
 

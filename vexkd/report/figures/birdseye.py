@@ -21,7 +21,7 @@ from vexkd.data import infos as info_files
 from vexkd.data import points as point_files
 from vexkd.data import tables as table_files
 from vexkd.errors import InputError
-from vexkd.report import drawing
+from vexkd.report.figures import drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vexkd.errors import InputError
-from vexkd.evaluate import trained
+from vexkd.evaluate import training_record
 
 HEAD = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
 
@@ -15,7 +15,7 @@ def test_a_benchmark_joins_the_record_in_seconds_and_bytes(tmp_path):
     line = "95.5\t0:01:35\t750.00\t4000.0\t700.0\t720.0\t1.0\t2.0\t98.50\t94.07\n"
     (tmp_path / "benchmark.tsv").write_text(HEAD + line)
     measured = {"wall_seconds": 95.5, "memory_bytes": 786_432_000.0, "cpu_seconds": 94.07, "mean_load_percent": 98.5}
-    assert trained.record(tmp_path) == {"training_seconds": 90.0, "benchmark": measured}
+    assert training_record.read(tmp_path) == {"training_seconds": 90.0, "benchmark": measured}
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,10 @@ def test_what_snakemake_did_not_measure_is_left_out(tmp_path, text, found):
     (tmp_path / "provenance.json").write_text("{}")
     if text is not None:
         (tmp_path / "benchmark.tsv").write_text(text)
-    assert trained.record(tmp_path).get("benchmark", {}) == found
+    assert training_record.read(tmp_path).get("benchmark", {}) == found
 
 
 def test_a_broken_record_is_named(tmp_path):
     (tmp_path / "provenance.json").write_text("{")
     with pytest.raises(InputError, match=r"provenance\.json: this is not JSON"):
-        trained.record(tmp_path)
+        training_record.read(tmp_path)

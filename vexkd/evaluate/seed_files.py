@@ -15,7 +15,7 @@ import pandas as pd
 
 from vexkd import provenance
 from vexkd.errors import InputError
-from vexkd.evaluate import trained
+from vexkd.evaluate import training_record
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read(run: str, *, models: Path, seeds: Sequence[int], predictions: str) -> S
         run=run,
         folders=folders,
         predictions={seed: folder / predictions for seed, folder in folders.items()},
-        records={seed: trained.record(folder) for seed, folder in folders.items()},
+        records={seed: training_record.read(folder) for seed, folder in folders.items()},
         curve=joined[["seed", *(column for column in joined.columns if column != "seed")]],
     )
 

@@ -14,7 +14,8 @@ import pandas as pd
 
 from vexkd import provenance
 from vexkd.errors import InputError
-from vexkd.report import drawing, records, runs
+from vexkd.report import records, runs
+from vexkd.report.figures import drawing
 from vexkd.settings import FigureName, Params, Run
 
 if TYPE_CHECKING:

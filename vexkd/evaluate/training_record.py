@@ -23,7 +23,7 @@ _COLUMNS = {
 }
 
 
-def record(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, Any]:
     """provenance.json in the folder of a seed, with `benchmark` where Snakemake left one."""
     path = folder / "provenance.json"
     try:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from vexkd import settings
 from vexkd.errors import InputError
-from vexkd.report import gains, origins, runs, tables
-from vexkd.report.markup import Markup, element, join
+from vexkd.report import gains, result_tables, row_provenance, runs
+from vexkd.report.page.markup import Markup, element, join
 from vexkd.settings import Params, Run
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito, one a seed
@@ -56,7 +56,7 @@ def _facts(run: Run, params: Params, results: Path) -> Markup:
     both = [name for name in (run.name, run.student) if name and is_finished(name, results)]
     unlike = gains.unlike(run.name, params, results) if len(both) == 2 else []
     if unlike:
-        facts.append((f"Unlike {run.student}", f"has {', '.join(unlike)} {tables.UNLIKE}"))
+        facts.append((f"Unlike {run.student}", f"has {', '.join(unlike)} {result_tables.UNLIKE}"))
     shown = [name for name, rows in params.tables.items() if run.name in rows]
     links = [join([element("a", name, href=f"#{_place(name, run.name, params, results)}"), " "]) for name in shown]
     return _definitions([*facts, *([("In tables", links)] if links else [])])
@@ -64,7 +64,7 @@ def _facts(run: Run, params: Params, results: Path) -> Markup:
 
 def _place(table: str, run: str, params: Params, results: Path) -> str:
     """The anchor of a run's row in a table, or of the table's heading where it cannot be shown yet."""
-    there = all(is_finished(name, results) for name in tables.needed(table, params=params))
+    there = all(is_finished(name, results) for name in result_tables.needed(table, params=params))
     return f"row-{table}-{run}" if there else f"table-{table}"
 
 
@@ -75,7 +75,7 @@ def _definitions(pairs: list[tuple[str, Any]]) -> Markup:
 def _scores(metrics: dict[str, Any]) -> Markup:
     """The main scores with their spread over the seeds."""
     pairs = []
-    for score in tables.SCORES:
+    for score in result_tables.SCORES:
         if metrics.get(score) is not None:
             spread = metrics["spread"].get(score)
             text = f"{100 * metrics[score]:.1f} %" + ("" if spread is None else f" ± {100 * spread:.1f}")
@@ -163,7 +163,7 @@ def _origin(name: str, params: Params, results: Path) -> Markup:
     """Cost and provenance: in short, then the whole record."""
     origin = runs.origin(name, results)
     seeds = list(origin["seeds"].values())
-    cost = tables.cost(seeds) | tables.measured(name, params, results, origin)
+    cost = result_tables.cost(seeds) | result_tables.measured(name, params, results, origin)
     units = {"parameters_millions": "Parameters (millions)", "flops_giga": "GFLOPs of one sample"}
     units |= {"latency_ms": "Latency of one sample (ms)", "gpu_hours": "GPU-hours of one training"}
     units |= {"cpu_hours": "CPU-hours of one training", "wall_hours": "Hours of one training"}
@@ -171,13 +171,13 @@ def _origin(name: str, params: Params, results: Path) -> Markup:
     pairs: list[tuple[str, Any]] = [
         (words, f"{cost[key]:.3g}") for key, words in units.items() if cost.get(key) is not None
     ]
-    dirty = " with uncommitted changes" if origins.dirty(origin) else ", nothing uncommitted"
+    dirty = " with uncommitted changes" if row_provenance.dirty(origin) else ", nothing uncommitted"
     scored = origin["evaluation"].get("dataset") or {}
     pairs += [
         ("Seeds", ", ".join(origin["seeds"])),
-        ("Hardware", "; ".join(origins.hardware(origin))),
-        ("Versions", origins.environment(origin)),
-        ("Commit", origins.short(origins.commits(origin)) + dirty),
+        ("Hardware", "; ".join(row_provenance.hardware(origin))),
+        ("Versions", row_provenance.environment(origin)),
+        ("Commit", row_provenance.short(row_provenance.commits(origin)) + dirty),
         ("Trained", ", ".join(dict.fromkeys(str(seed.get("time", "")) for seed in seeds))),
         ("Scored on", " ".join(str(scored[key]) for key in ("version", "split") if key in scored)),
         ("Hashes", element("code", "; ".join(_hashes(origin)))),

@@ -1,6 +1,6 @@
 """report.html: what was run, every table and figure, and a section for each run, in one file that needs no network.
 
-Text is escaped (`vexkd.report.markup`), pictures are inlined, there is no script. A table's cells lead to the runs' sections,
+Text is escaped (`vexkd.report.page.markup`), pictures are inlined, there is no script. A table's cells lead to the runs' sections,
 these back to its rows. The same results make the same file, so that a page made again is no change to git.
 """
 
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from vexkd import provenance
 from vexkd.errors import InputError
-from vexkd.report import records, run_section, runs, seen, sources, tables
-from vexkd.report.markup import Markup, element, join
-from vexkd.report.page_style import STYLE
+from vexkd.report import records, result_tables, runs, sources
+from vexkd.report.page import alt_text, run_section
+from vexkd.report.page.markup import Markup, element, join
+from vexkd.report.page.style import STYLE
 from vexkd.settings import Params
 
 WIDTH = 1200  # pixels, to which wider bitmaps are scaled down: what a wide window shows
@@ -168,11 +169,11 @@ def _tables(params: Params, results: Path) -> Markup:
     for name in params.tables:
         heading = element("h3", f"Table {name}", id=f"table-{name}")
         try:
-            cells = tables.read(name, params=params, results=results)
+            cells = result_tables.read(name, params=params, results=results)
         except InputError as error:
             parts.append(join([heading, element("p", f"Not there yet: {error}")]))
             continue
-        words = {head for head, left in zip(cells.head, tables.words(cells), strict=True) if left}
+        words = {head for head, left in zip(cells.head, result_tables.words(cells), strict=True) if left}
         notes = [element("p", note, class_="note") for note in cells.notes]
         shown = table(cells.head, cells.rows, params, caption=name, words=words, anchor=f"row-{name}")
         parts.append(join([heading, shown, *notes]))
@@ -236,7 +237,7 @@ def figure(path: Path, level: int | None = None) -> Markup:
     image = element(
         "img",
         src=source,
-        alt=f"{label}. {seen.words(path, kind or '') or words}",
+        alt=f"{label}. {alt_text.words(path, kind or '') or words}",
         width=width,
         height=height,
         class_="vector" if path.suffix == ".svg" else None,

@@ -17,8 +17,8 @@ from vexkd import geometry, provenance
 from vexkd.boxes import CLASSES
 from vexkd.data import images
 from vexkd.data.infos import Keyframe
-from vexkd.report import birdseye, drawing
-from vexkd.report.birdseye import Boxes
+from vexkd.report.figures import birdseye, drawing
+from vexkd.report.figures.birdseye import Boxes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
