@@ -12,7 +12,6 @@ LAYERS = [
     {
         "code",
         "settings",
-        "settings_checks",
         "geometry",
         "boxes",
         "batch",

@@ -224,7 +224,7 @@ def test_a_number_survives_being_written(value):
 def test_a_key_given_twice_is_refused(tmp_path):
     text = (ROOT / "params.yaml").read_text().replace("  lr: 1.0e-4\n", "  lr: 1.0e-4\n  lr: 1.0e-3\n")
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(InputError, match="the key lr stands twice"):
+    with pytest.raises(InputError, match="the key lr is given twice"):
         settings.load(tmp_path / "params.yaml")
 
 
@@ -277,7 +277,7 @@ def test_files_that_extend_themselves_are_refused(tmp_path, names):
 
 def test_a_key_that_is_a_list_is_refused(tmp_path):
     (tmp_path / "params.yaml").write_text("? [seeds]\n: [0]\n")
-    with pytest.raises(InputError, match="a key is no plain word"):
+    with pytest.raises(InputError, match="a key is not a plain word"):
         settings.load(tmp_path / "params.yaml")
 
 

@@ -17,7 +17,7 @@ FILES = ["params.yaml", "demo/params.yaml", "demo/full/params.yaml"]
 
 def changed(file: str, **values: Any) -> dict[str, Any]:
     """A settings file's content with other values, by path with `__` between keys."""
-    raw = copy.deepcopy(settings._extended(ROOT / file))
+    raw = copy.deepcopy(settings.read(ROOT / file))
     for path, value in values.items():
         *blocks, key = path.split("__")
         block = raw

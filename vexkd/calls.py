@@ -47,7 +47,7 @@ class Call:
 
 
 def begin(path: Path | str = "params.yaml") -> Call:
-    """Read params.yaml for a call. Nothing is written yet. Raises InputError as `params.load`."""
+    """Read params.yaml for a call. Nothing is written yet. Raises InputError as `settings.load`."""
     params = settings.load(path)
     content = {name: [run.training(), run.after_training()] for name, run in params.runs.items()}
     return Call(params, FOLDER / f"call-{provenance.digest([params.raw, content])}")

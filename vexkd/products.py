@@ -15,7 +15,7 @@ import yaml
 
 from vexkd import content, needs, seal
 from vexkd.content import Digests, Product
-from vexkd.settings import Params, Run
+from vexkd.settings import DECIDES_NOTHING, Params, Run
 
 ARTIFACTS = Path("artifacts")
 MANIFEST = ARTIFACTS / "manifest.parquet"
@@ -83,7 +83,7 @@ def _same_settings(record: Path, asked: dict[str, Any], apart: tuple[str, ...] =
 
 def _judge_manifest(params: Params, asked: dict[str, Any], digests: Digests) -> str | None:
     """Made for these data, wherever they lie now, and of all the files that the runs read."""
-    verdict = _same_settings(ARTIFACTS / "data.yaml", asked, ("root",))
+    verdict = _same_settings(ARTIFACTS / "data.yaml", asked, DECIDES_NOTHING)
     if verdict != "":
         return verdict
     if lacking := _uncovered(params):
@@ -114,7 +114,7 @@ def manifest_only_widens(params: Params) -> bool:
     digests.splits = {}  # a changed splits.json is taken over without making the infos again
     if not all(path.is_file() for path in (MANIFEST, *INFOS)) or _judge_infos(params, digests) != "":
         return False
-    same = _same_settings(ARTIFACTS / "data.yaml", asked, ("root",)) == ""
+    same = _same_settings(ARTIFACTS / "data.yaml", asked, DECIDES_NOTHING) == ""
     return same and bool(_uncovered(params)) and not any(_changed_tables(Path(params.root), digests))
 
 

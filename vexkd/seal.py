@@ -17,12 +17,9 @@ from vexkd import content, provenance, settings
 from vexkd.content import Digests
 from vexkd.errors import InputError
 from vexkd.geometry import needed_reach
-from vexkd.settings import Params, Run
+from vexkd.settings import Decides, Params, Run
 
 FORMAT = "vexkd-weights-1"
-# Settings that do not change the model which a run deploys, nor what a sample costs it.
-_TRAINING_ALONE = {"name", "kind", "task", "start", "student", "teacher", "distill"}
-_TRAINING_ALONE |= {"bev_augment", "image_augment", "paste", "train"}
 _HEAD = 65536  # bytes of a predictions file in which its first key, "meta", ends
 
 
@@ -173,9 +170,7 @@ def recorded_training(run: Run, metadata: dict[str, str]) -> dict[str, Any]:
     try:
         return settings.from_values(made, run.after_training(), "header").training()
     except InputError:  # of another version, or by another program: as it stands
-        data = made.get("data")
-        apart = {"data": {k: v for k, v in data.items() if k != "val_split"}} if isinstance(data, dict) else {}
-        return {**made, **apart}
+        return settings.training_part(made)
 
 
 def without_own_border(made: dict[str, Any], run: Run) -> dict[str, Any]:
@@ -217,7 +212,7 @@ def refuse_other_settings(run: Run, configs: Path, seed: int, *, start: Path | N
 
 def deployed_settings(run: Run) -> dict[str, Any]:
     """The settings that decide the model which a run deploys and what a sample costs it."""
-    values = {key: value for key, value in run.training().items() if key not in _TRAINING_ALONE}
+    values = run.values(Decides.DEPLOYED)
     return {**values, "data": values["data"]["sweeps"]}
 
 

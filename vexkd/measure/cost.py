@@ -19,7 +19,7 @@ from vexkd.data import infos as infos_module
 from vexkd.data.map_predictions import THRESHOLDS
 from vexkd.data.maps import map_bytes
 from vexkd.errors import InputError
-from vexkd.settings import Params, Run
+from vexkd.settings import Decides, Params, Run, all_but
 
 FORMAT = "vexkd-probe-1"
 # Samples of nuScenes' splits, and of an epoch drawn by CBGS from `train` (mmdetection3d's CBGSDataset; BEVDet's log shows
@@ -31,8 +31,6 @@ MARGIN = 0.25
 START_MINUTES = 10
 _BOX_BYTES = 340  # one box in the submission JSON
 _CURVE_BYTES = 200  # one step in curve.csv
-_FREE = {"name", "kind", "start", "student", "teacher", "bev_augment", "image_augment", "paste", "data", "train"}
-_FREE_OF_DISTILL = {"mask", "power", "lambda", "mu", "mask_bias", "mask_dropout", "stop_mask_epoch"}
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,8 @@ def cost_key(params: Params, run: Run) -> str:
     }
     if run.teacher is not None and run.distill is not None:
         values["teacher"] = _deciding(params.run(run.teacher))
-        distill = run.distill.model_dump(mode="json", by_alias=True)
-        values["distill"] = {key: value for key, value in distill.items() if key not in _FREE_OF_DISTILL}
+        free = all_but(type(run.distill), Decides.TRAINING_COST)
+        values["distill"] = run.distill.model_dump(mode="json", by_alias=True, exclude=free)
         values["masks"] = run.distill.learns_masks
         values["frozen masks"] = freezes(run)
     return provenance.digest(values)
@@ -125,7 +123,8 @@ def cost_key(params: Params, run: Run) -> str:
 
 def _deciding(run: Run) -> dict[str, Any]:
     """The settings of a run's model and of its decoding."""
-    kept = {key: value for key, value in run.training().items() if key not in _FREE | {"distill"}}
+    deciding = run.values(Decides.DEPLOYED | Decides.TRAINING_COST)
+    kept = {key: value for key, value in deciding.items() if key not in ("data", "train", "distill")}  # named apart
     decoding = getattr(run.inference, run.head, None)  # maps have none
     return kept | {"decoding": decoding.model_dump(mode="json") if decoding else None}
 

@@ -19,6 +19,7 @@ _MOST_BOXES = 500  # per sample, in nuScenes' submissions
 
 def problems(run: Run) -> Iterator[str]:
     """Every reason why a run's settings cannot be used together."""
+    yield from _parts(run)
     found = list(_grid(run))
     yield from found
     if found:
@@ -34,6 +35,18 @@ def problems(run: Run) -> Iterator[str]:
     yield from _augmentation(run)
     yield from _training(run)
     yield from _after_training(run)
+
+
+def _parts(run: Run) -> Iterator[str]:
+    """What sensors, labels and distillation ask of the rest."""
+    if "lidar" not in run.sensors and getattr(run.camera.view, "depth_net", None) == "lidar":
+        yield "camera.view.depth_net: lidar reads LiDAR points, which the run lacks; use plain or bevdepth"
+    x0, y0, _, x1, y1, _ = run.bev.range
+    if run.map is not None and run.map.reach > min(-x0, -y0, x1, y1):
+        yield f"map.reach: labels to {run.map.reach:g} m lie beyond bev.range; lower it or widen that"
+    trouble = run.distill.trouble(task=run.task, student=run.head) if run.distill is not None else None
+    if trouble is not None:
+        yield f"distill.{trouble}"
 
 
 def unlike_teacher(run: Run, teacher: Run) -> str | None:
