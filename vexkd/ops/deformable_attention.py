@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vexkd.ops import kernels
+
 
 def deformable_sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples; zero outside the map, a cell's centre at (i + 0.5) / size.
@@ -17,18 +19,22 @@ def deformable_sample(value: Tensor, shapes: list[tuple[int, int]], locations: T
     value (B, S, heads, dim); locations (B, Q, heads, L, K, 2); weights (B, Q, heads, L, K).
     Returns (B, Q, heads * dim), in the widest of the three precisions.
     """
-    dtype = torch.promote_types(torch.promote_types(value.dtype, locations.dtype), weights.dtype)
-    value, locations, weights = value.to(dtype), locations.to(dtype), weights.to(dtype)
     cells = [h * w for h, w in shapes]
     if value.shape[1] != sum(cells):
         raise ValueError(f"value has {value.shape[1]} cells, the levels {shapes} have {sum(cells)}")
+    if kernels.ready(value):
+        from vexkd.ops.deformable_attention_triton import deformable_sample_triton
+
+        return deformable_sample_triton(value, shapes, locations, weights)
+    dtype = torch.promote_types(torch.promote_types(value.dtype, locations.dtype), weights.dtype)
+    value, locations, weights = value.to(dtype), locations.to(dtype), weights.to(dtype)
     sample = sample_by_bags if _bags_are_better(value) else sample_by_grid
     planes = [plane.unflatten(1, shape) for plane, shape in zip(value.split(cells, 1), shapes, strict=True)]
     return sum(sample(plane, locations[:, :, :, i], weights[:, :, :, i]) for i, plane in enumerate(planes))
 
 
 def _bags_are_better(value: Tensor) -> bool:
-    """On the CPU they win from 16 channels a head (benchmarks/ops.py); on the GPU they are what is deterministic.
+    """On the CPU they win from 16 channels a head (benchmarks/ops.py); on a GPU without Triton they are deterministic.
 
     Exported graphs have no bags.
     """
@@ -182,7 +188,8 @@ class DeformableAttention(nn.Module):
         weights = self.weights(query_context).view(*layout[:3], -1).softmax(-1).view(layout)
         if reference.dim() == 3:
             reference = reference.unsqueeze(2)  # B Q 1 2
-        cells = torch.tensor([(w, h) for h, w in shapes], device=reference.device, dtype=reference.dtype)  # L 2
+        sides = [reference.new_full((), float(side)) for h, w in shapes for side in (w, h)]  # no copy from the CPU
+        cells = torch.stack(sides).view(-1, 2)  # L 2
         locations = reference[:, :, None, :, None] + offsets / cells[None, None, None, :, None]
         projected = self.value(value).unflatten(-1, (self.heads, -1))  # B S heads dim
         sampled = deformable_sample(projected, shapes, locations, weights)  # B Q C
