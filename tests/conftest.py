@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 
-from vexkd.settings import Params, parse
+from vexkd.settings import Params, parse, read
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,8 +64,8 @@ def town(tmp_path_factory) -> Path:
 
 
 def tiny_settings() -> dict:
-    """demo/params.yaml made smaller still, and its two teachers also without MGFM."""
-    raw = yaml.safe_load((ROOT / "demo/params.yaml").read_text())
+    """demo/params.yaml, with what it extends, made smaller still, and its two teachers also without MGFM."""
+    raw = read(ROOT / "demo/params.yaml")
     for task in ("det", "seg"):
         raw["teachers"][f"fusion-conv-{task}"] = {**copy.deepcopy(raw["teachers"][f"fusion-{task}"]), "fusion": "conv"}
     raw["bev"] = {"range": [-25.6, -25.6, -5.0, 25.6, 25.6, 3.0], "voxel": [0.4, 0.4, 0.4], "cell": 1.6}

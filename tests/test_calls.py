@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from vexkd import calls, settings
 from vexkd.errors import InputError
 
-RAW = yaml.safe_load((Path(__file__).parents[1] / "demo" / "params.yaml").read_text())
+RAW = settings.read(Path(__file__).parents[1] / "demo" / "params.yaml")
 CONFIG = Path("results/runs/centerpoint-det/config.yaml")
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from conftest import ROOT
 
 from vexkd import settings
@@ -31,7 +30,7 @@ def infos(keyframe, tmp_path_factory):
 
 def small_settings() -> settings.Params:
     """The demo's CenterPoint, smaller and without augmentation, over the whole range; it is scored on what it learns."""
-    raw = yaml.safe_load((ROOT / "demo/params.yaml").read_text())
+    raw = settings.read(ROOT / "demo/params.yaml")
     raw["data"] |= {"sweeps": 0, "balance": "none", "train_split": "mini_train", "val_split": "mini_train"}
     raw["bev"] = {"range": [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0], "voxel": [0.4, 0.4, 0.4], "cell": 0.8}
     raw["bev_augment"] = {"rotation": 0.0, "scale": [1.0, 1.0], "translation": 0.0, "flip": 0.0}

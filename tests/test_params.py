@@ -12,7 +12,7 @@ from vexkd import settings
 from vexkd.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-RAW = yaml.safe_load((ROOT / "demo" / "params.yaml").read_text())
+RAW = settings.read(ROOT / "demo" / "params.yaml")
 
 
 @pytest.fixture
@@ -229,14 +229,11 @@ def test_a_key_given_twice_is_refused(tmp_path):
 
 
 def test_a_file_extends_others(tmp_path, raw):
-    """Blocks are replaced whole, runs and tables by name, and the last word is the file's own."""
+    """Blocks merge key by key, runs, tables and figures are replaced by name, and the last word is the file's own."""
     (tmp_path / "base.yaml").write_text(settings.dump(raw))
     (tmp_path / "small").mkdir()
-    over = {
-        "seeds": [7],
-        "train": raw["train"] | {"lr": 0.5},
-        "students": {"other": raw["students"]["centerpoint-det"]},
-    }
+    alike = {"task": "detection", "sensors": ["lidar"], "head": "centerpoint"}
+    over = {"seeds": [7], "train": {"lr": 0.5}, "students": {"other": alike, "centerpoint-det": alike}, "reported": {}}
     (tmp_path / "over.yaml").write_text(settings.dump(over))
     own = {"extends": ["../base.yaml", "../over.yaml"], "seeds": [8], "tables": {"extra": ["other"]}}
     (tmp_path / "small" / "params.yaml").write_text(settings.dump(own))
@@ -244,8 +241,75 @@ def test_a_file_extends_others(tmp_path, raw):
     assert loaded.seeds == [8]
     assert set(loaded.runs) == {*settings.parse(raw).runs, "other"}
     assert loaded.run("other").train.lr == 0.5
+    assert loaded.run("other").train.clip == raw["train"]["clip"]
+    assert (
+        loaded.run("centerpoint-det").lidar.max_voxels_train == raw["lidar"]["max_voxels_train"]
+    )  # not the base's row
     assert set(loaded.tables) == {*raw["tables"], "extra"}
     assert settings.parse(loaded.raw).runs == loaded.runs
+
+
+def test_a_part_of_another_kind_replaces_that_of_the_file_below(tmp_path, raw):
+    (tmp_path / "base.yaml").write_text(settings.dump(raw))
+    swin = {"kind": "swin", "widths": [8, 16], "depths": [1, 1], "heads": [1, 2], "outputs": [0, 1]}
+    own = {"extends": "base.yaml", "camera": {"backbone": swin, "neck": {"channels": 7}}}
+    (tmp_path / "params.yaml").write_text(settings.dump(own))
+    camera = settings.read(tmp_path / "params.yaml")["camera"]
+    assert camera["backbone"] == swin
+    assert camera["neck"] == {**raw["camera"]["neck"], "channels": 7}
+
+
+def test_what_a_file_leaves_out_of_the_one_below(tmp_path, raw):
+    (tmp_path / "base.yaml").write_text(settings.dump(raw))
+    own = {"extends": {"file": "base.yaml", "without": ["tables", "figures", "distilled.centerpoint-det-maskd"]}}
+    (tmp_path / "params.yaml").write_text(settings.dump(own))
+    loaded = settings.load(tmp_path / "params.yaml")
+    assert not loaded.tables
+    assert list(loaded.runs) == [name for name in settings.parse(raw).runs if name != "centerpoint-det-maskd"]
+
+
+@pytest.mark.parametrize(
+    ("extends", "reason"),
+    [
+        ({"file": "base.yaml", "without": ["tabels"]}, "has no tabels; the nearest known one is 'tables'"),
+        ({"file": "base.yaml", "without": ["students.nobody"]}, "has no students.nobody"),
+        ({"file": "base.yaml", "without": "tables"}, "must name settings files"),
+        ({"files": ["base.yaml"]}, "must name settings files"),
+        ([["base.yaml"]], "must name settings files"),
+    ],
+)
+def test_a_slip_in_extends_is_refused(tmp_path, raw, extends, reason):
+    (tmp_path / "base.yaml").write_text(settings.dump(raw))
+    (tmp_path / "params.yaml").write_text(settings.dump({"extends": extends}))
+    with pytest.raises(InputError, match=f"params.yaml: extends.*{reason}"):
+        settings.load(tmp_path / "params.yaml")
+
+
+def test_the_demo_says_only_what_differs():
+    """And a change in the file below reaches every run of the demo that uses it, unless the demo says otherwise."""
+    paper, demo = (yaml.safe_load((ROOT / name).read_text()) for name in ("params.yaml", "demo/params.yaml"))
+    blocks = {key: value for key, value in demo.items() if isinstance(paper.get(key), dict) and key not in APART}
+    assert {"bev", "train", "camera"} < set(blocks)
+    for name, block in blocks.items():
+        repeated = [path for path, value in leaves(block, name) if value == at(paper, path)]
+        assert not repeated
+
+
+APART = {*settings.KINDS, "tables", "figures"}
+
+
+def leaves(block: dict, path: str):
+    for key, value in block.items():
+        if not isinstance(value, dict):
+            yield f"{path}.{key}", value
+        elif "kind" not in value:  # else a part of another kind, which is replaced as a whole
+            yield from leaves(value, f"{path}.{key}")
+
+
+def at(values: dict, path: str):
+    for key in path.split("."):
+        values = values.get(key, {})
+    return values
 
 
 def test_extending_beside_dvc_is_refused(tmp_path, raw):

@@ -5,12 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from vexkd import provenance, seal, settings
 from vexkd.errors import InputError
 
-RAW = yaml.safe_load((Path(__file__).parents[1] / "demo" / "params.yaml").read_text())
+RAW = settings.read(Path(__file__).parents[1] / "demo" / "params.yaml")
 RUNS = list(settings.parse(RAW).runs)
 
 

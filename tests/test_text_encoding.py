@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vexkd.settings import dump, read
+
 ROOT = Path(__file__).parents[1]
 SOURCES = [
     *(path for folder in ("vexkd", "workflow", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))),
@@ -48,7 +50,7 @@ def test_no_text_is_opened_in_the_encoding_of_the_locale():
 
 @pytest.mark.parametrize("settings", [{"LC_ALL": "C"}, {"LC_ALL": "en_US.ISO-8859-1"}, {"PYTHONIOENCODING": "ascii"}])
 def test_verbs_in_a_locale_without_utf8(tmp_path, settings):
-    text = (ROOT / "demo/params.yaml").read_text(encoding="utf-8")
+    text = dump(read(ROOT / "demo/params.yaml"))
     (tmp_path / "params.yaml").write_text("# ↑ Δ é\n" + text, encoding="utf-8")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
     environment = {**clean, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", **settings}

@@ -138,7 +138,7 @@ class Session:
 def prepared(checkout) -> Place:  # noqa: F811
     """A checkout of a teacher, a student and its distilled run in which the data are prepared."""
     place = checkout()
-    raw = yaml.safe_load((place.folder / "demo" / "params.yaml").read_text())
+    raw = settings.read(place.folder / "demo" / "params.yaml")
     for kind in settings.KINDS:
         raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}
     raw["teachers"]["fusion-det"].pop("start")

@@ -132,7 +132,7 @@ def small(checkout):
 
     def make() -> Place:
         place = checkout()
-        raw = yaml.safe_load((place.folder / "demo" / "params.yaml").read_text())
+        raw = settings.read(place.folder / "demo" / "params.yaml")
         raw["teachers"]["fusion-conv-det"] = {**raw["teachers"]["fusion-det"], "fusion": "conv"}
         for kind in settings.KINDS:
             raw[kind] = {name: row for name, row in raw[kind].items() if name in RUNS}

@@ -112,20 +112,6 @@ def types(value):
     return [types(item) for item in value] if isinstance(value, list) else type(value)
 
 
-def test_both_scales_have_the_same_keys():
-    paper, demo = (yaml.safe_load((ROOT / name).read_text()) for name in ("params.yaml", "demo/params.yaml"))
-    assert set(paper) == set(demo), "a scale without an embedded data set says `synthetic: null`"
-    apart = {"synthetic", "reported", "floors", "figures", *settings.KINDS, "tables", "backbone"}
-    for block in set(paper) - apart:
-        assert keys(paper[block], apart) == keys(demo[block], apart), block
-
-
-def keys(value, apart):
-    return (
-        {key: keys(item, apart) for key, item in value.items() if key not in apart} if isinstance(value, dict) else None
-    )
-
-
 @pytest.mark.parametrize("name", ["local", "slurm"])
 def test_the_profiles_name_rules_that_exist(place, name):
     assert (ROOT / name).is_symlink()
