@@ -371,11 +371,11 @@ def test_a_category_or_attribute_that_is_gone_drops_no_box_silently(refused, dat
 
 @pytest.mark.parametrize("content", [b"", b"null", b"{}", b"\xff\xfe\x00"])
 def test_a_table_that_the_devkit_cannot_read(data, content):
-    from vexkd.evaluate import detection
+    from vexkd.evaluate import referee
 
     replace(data / "v1.0-mini/sample.json", content)
     with pytest.raises(InputError, match=r"v1\.0-mini: nuscenes-devkit cannot read this data set .*'vexkd doctor'\.$"):
-        detection._open(data, "v1.0-mini")
+        referee.open_set(data, "v1.0-mini")
 
 
 # Lengths that a cut LiDAR file may have, multiples of 20 bytes (whole points) among them.

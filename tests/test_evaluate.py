@@ -234,7 +234,7 @@ def test_a_malformed_file_is_refused(root, tmp_path, text):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("version", "v1.0-trainval", "cannot read this data set"),
+        ("version", "v1.0-trainval", "has no version v1.0-trainval"),
         ("split", "val", "split 'val' is not in v1.0-mini"),
         ("split", "none-such", "split 'none-such' is not in v1.0-mini"),
         ("config", "detection_none", "no configuration 'detection_none'"),

@@ -14,7 +14,7 @@ from typing import Any
 from vexkd import code, content, provenance
 from vexkd.data import infos as info_tools
 from vexkd.errors import InputError
-from vexkd.evaluate import detection
+from vexkd.evaluate import submission_file
 from vexkd.settings import Run
 
 SPLIT = "test"
@@ -35,7 +35,7 @@ def write(run: Run, seed: int, *, predictions: Path, weights: Path, infos: Path,
     if not predictions.is_file():
         raise InputError(f"{predictions}: there is no such file; make it with 'vexkd predict --split {SPLIT}'.")
     tokens = info_tools.load(infos).subset(SPLIT).tokens()
-    made, boxes = detection.read_submission(predictions, tokens, split=SPLIT, most=_MOST_BOXES)
+    made, boxes = submission_file.read_submission(predictions, tokens, split=SPLIT, most=_MOST_BOXES)
     meta = _meta(made["meta"], run, weights, predictions)
     text = json.dumps({"meta": meta, "results": {token: made["results"][token] for token in tokens}})
     with provenance.atomic(out) as temporary:
