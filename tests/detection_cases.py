@@ -99,7 +99,9 @@ def _scene(tables: dict[str, list[dict[str, Any]]], scene: str, ego: list[list[f
     """A scene's keyframes; gap: whether 1, 2 or 4 seconds lie between them at one place."""
     tokens = [f"{scene}-{i}" for i in range(len(ego))]
     ends = {"first_sample_token": tokens[0], "last_sample_token": tokens[-1]}
-    tables["scene"].append({"token": f"token of {scene}", "name": scene, "log_token": "log", "description": "},{", **ends})
+    tables["scene"].append(
+        {"token": f"token of {scene}", "name": scene, "log_token": "log", "description": "},{", **ends}
+    )
     time = 1_532_402_927_647_951
     for i, token in enumerate(tokens):
         order = {"prev": tokens[i - 1] if i else "", "next": tokens[i + 1] if i + 1 < len(tokens) else ""}
@@ -107,7 +109,12 @@ def _scene(tables: dict[str, list[dict[str, Any]]], scene: str, ego: list[list[f
         for sensor, lag in (("lidar", 0.0), ("radar", 30.0)):
             pose = [ego[i][0] + lag, *ego[i][1:]]
             tables["ego_pose"].append(
-                {"token": f"pose-{sensor}-{token}", "timestamp": time, "translation": pose, "rotation": [1.0, 0.0, 0.0, 0.0]}
+                {
+                    "token": f"pose-{sensor}-{token}",
+                    "timestamp": time,
+                    "translation": pose,
+                    "rotation": [1.0, 0.0, 0.0, 0.0],
+                }
             )
             tables["sample_data"].append(
                 {"token": f"{sensor}-{token}", "sample_token": token, "ego_pose_token": f"pose-{sensor}-{token}", "prev": "",
@@ -118,7 +125,12 @@ def _scene(tables: dict[str, list[dict[str, Any]]], scene: str, ego: list[list[f
 
 
 def _thing(
-    tables: dict[str, list[dict[str, Any]]], rng: np.random.Generator, hard: Hardness, name: str, kind: str, ego: np.ndarray
+    tables: dict[str, list[dict[str, Any]]],
+    rng: np.random.Generator,
+    hard: Hardness,
+    name: str,
+    kind: str,
+    ego: np.ndarray,
 ) -> None:
     """One thing's annotations in some of a scene's keyframes."""
     scene = name.split("-thing")[0]
@@ -157,7 +169,9 @@ def _predictions(rng: np.random.Generator, hard: Hardness, tables: dict[str, lis
     category = {row["token"]: row["category_token"] for row in tables["instance"]}
     lidar = {row["token"].removeprefix("pose-lidar-"): row["translation"] for row in tables["ego_pose"]}
     tokens = [row["token"] for row in tables["sample"] if not row["token"].startswith("scene-0061")]
-    results: dict[str, list[dict[str, Any]]] = {token: [] for token in (rng.permutation(tokens) if hard.shuffled else tokens)}
+    results: dict[str, list[dict[str, Any]]] = {
+        token: [] for token in (rng.permutation(tokens) if hard.shuffled else tokens)
+    }
     for row in tables["sample_annotation"]:
         kind = CLASS_OF_CATEGORY.get(category[row["instance_token"]])
         for _ in range(int(rng.integers(0, 3))):

@@ -152,17 +152,30 @@ def evaluate(
     settings: Annotated[
         Path | None, typer.Option(help="folder of the runs' config.yaml and inference.yaml; default: runs in --results")
     ] = None,
+    referee: Annotated[
+        bool, typer.Option("--referee", help="score boxes with nuscenes-devkit too, and fail if it says anything else")
+    ] = False,
 ) -> None:
-    """Score a run's predictions, boxes with nuscenes-devkit, and gather metrics, curves and provenance of its seeds."""
+    """Score a run's predictions, by nuScenes' metrics, and gather metrics, curves and provenance of its seeds."""
     from vexkd import settings as params
 
     folder = (settings or results / "runs") / run
     row = params.read_run(folder / "config.yaml", folder / "inference.yaml")
+    if referee and row.task != "detection":
+        raise InputError(f"{run}: nuscenes-devkit does not score {row.task}; leave out --referee.")
     if without is not None:
         from vexkd.evaluate import missing
 
         missing.collect(
-            row, without, models=models, results=results, root=root, infos=infos, maps=maps, seeds=list(seeds)
+            row,
+            without,
+            models=models,
+            results=results,
+            root=root,
+            infos=infos,
+            maps=maps,
+            seeds=list(seeds),
+            held_to_devkit=referee,
         )
         return
     if row.task == "segmentation":
@@ -181,6 +194,7 @@ def evaluate(
         split=row.data.val_split,
         config=row.inference.evaluation,
         seeds=list(seeds),
+        held_to_devkit=referee,
     )
 
 

@@ -15,7 +15,16 @@ from vexkd.settings import Run
 
 
 def collect(
-    run: Run, sensor: str, *, models: Path, results: Path, root: Path, infos: Path, maps: Path, seeds: Sequence[int]
+    run: Run,
+    sensor: str,
+    *,
+    models: Path,
+    results: Path,
+    root: Path,
+    infos: Path,
+    maps: Path,
+    seeds: Sequence[int],
+    held_to_devkit: bool = False,
 ) -> None:
     """models/<run>/seed<k>/predictions-without-<sensor>.* in, results/runs/<run>/metrics-without-<sensor>.json out.
 
@@ -38,7 +47,12 @@ def collect(
         metrics = seed_files.summarise(scores, spread=("mIoU", "IoU"))
     else:
         scores = detection.evaluate_many(
-            files, root=root, version=run.data.version, split=run.data.val_split, config=run.inference.evaluation
+            files,
+            root=root,
+            version=run.data.version,
+            split=run.data.val_split,
+            config=run.inference.evaluation,
+            held_to_devkit=held_to_devkit,
         )
         metrics = detection.summarise(scores)
     metrics["evaluation"] = {
