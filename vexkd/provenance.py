@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -37,24 +39,43 @@ def atomic(path: Path | str) -> Iterator[Path]:
     Nothing half-written ever stands under the final name, which is also the one that an OSError of the writing names.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None or str(error.filename).endswith(".tmp"):  # none: a full disk
-            error.filename, error.filename2 = str(path), None
-        raise
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path | str, parts: Path | None = None) -> Iterator[None]:
+    """What cannot be written in here ends in an OSError that names `path`, whatever library says it and however.
+
+    A full disk is an OSError without a file's name for Python, one without a number for NumPy, and SafetensorError for
+    safetensors. parts: the folder in which `path` is made before it is renamed; its files are called `path` too.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = str(error.filename or "")
+        if not named or named.endswith(".tmp") or (parts is not None and named.startswith(str(parts))):
+            number = error.errno or errno.ENOSPC  # without: NumPy, of which only a part was taken
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _umask() -> int:

@@ -40,16 +40,21 @@ def main() -> None:
         # The error of a loader process comes back as its whole traceback, whose last line is the sentence.
         sentence = str(error).splitlines()[-1].removeprefix("vexkd.errors.InputError: ")
     except OSError as error:  # a folder in place of a file, no permission, a full disk
-        if error.filename is None:
+        if error.errno is None:
             raise
-        reason = os.strerror(error.errno) if error.errno else error.args[-1]
-        sentence = f"{error.filename}: {reason}; name another place or mend this one."
+        place = error.filename or f"a file that `{_verb()}` reads or writes, or its output"
+        sentence = f"{place}: {os.strerror(error.errno)}; name another place or mend this one."
     else:
         if status:  # of an interrupt: 130
             sys.exit(status)
         return
     print(f"vexkd: {sentence}", file=sys.stderr)
     sys.exit(status)
+
+
+def _verb() -> str:
+    """The verb that was called, with the program's name."""
+    return " ".join(["vexkd", *sys.argv[1:2]])
 
 
 def _wrong_call(error: UsageError) -> str:

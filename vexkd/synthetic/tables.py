@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from shapely.geometry import LineString, Polygon
 from tqdm import tqdm
 
+from vexkd import provenance
 from vexkd.errors import InputError
 from vexkd.synthetic.camera import Light, Picture, draw_light, render
 from vexkd.synthetic.lidar import sweep
@@ -627,15 +628,16 @@ def synthesize(
     root = out.parent / f".{out.name}.partial-{os.getpid()}"
     folders = [f"samples/{channel}" for channel in (LIDAR, *CAMERAS)] + [f"sweeps/{LIDAR}", "maps/expansion", version]
     try:
-        for folder in folders:
-            (root / folder).mkdir(parents=True)
-        _write_all(root, version, recipe, plans, workers or os.cpu_count() or 1, progress)
-        if tested:
-            (root / TEST_VERSION).mkdir()
-            _write_all(root, TEST_VERSION, recipe, tested, workers or os.cpu_count() or 1, progress)
-        if out.exists():
-            out.rmdir()
-        root.rename(out)
+        with provenance.naming(out, parts=root):
+            for folder in folders:
+                (root / folder).mkdir(parents=True)
+            _write_all(root, version, recipe, plans, workers or os.cpu_count() or 1, progress)
+            if tested:
+                (root / TEST_VERSION).mkdir()
+                _write_all(root, TEST_VERSION, recipe, tested, workers or os.cpu_count() or 1, progress)
+            if out.exists():
+                out.rmdir()
+            root.rename(out)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

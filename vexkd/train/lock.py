@@ -15,6 +15,7 @@ import time
 import uuid
 from pathlib import Path
 
+from vexkd import provenance
 from vexkd.errors import BusyError, InputError
 
 # Seconds between renewals, and without one after which the holder on another machine counts as dead.
@@ -31,9 +32,10 @@ class Lock:
 
     def acquire(self) -> None:
         """Take the lock. Raises InputError where a living process holds it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         own = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
-        own.write_text(self.owner, encoding="utf-8")
+        with provenance.naming(self.path, parts=own):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            own.write_text(self.owner, encoding="utf-8")
         try:
             while not self._link(own):
                 self._remove_dead(own)

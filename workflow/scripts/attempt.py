@@ -92,4 +92,7 @@ def keep(log: Path, history: Path, number: int, status: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
+    try:
+        sys.exit(main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
+    except OSError as error:  # another user's log, a full disk
+        sys.exit(f"{error.filename or sys.argv[2]}: {os.strerror(error.errno or 0)}; mend the file or its folder.")
