@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from test_ops_bev_pool import frustum
-from test_ops_deformable_attention import scattered
+from test_ops_deformable_attention import scattered as scattered_widely
 
 from vexkd.ops import bev_pool, deformable_attention, kernels
 from vexkd.ops.bev_pool import lift_pool, lift_pool_plain
@@ -36,6 +36,11 @@ def deterministic(request):
     torch.use_deterministic_algorithms(False)
 
 
+def scattered(shapes, **sizes):
+    """Few samples: the interpreter is slow."""
+    return scattered_widely(shapes, **{"queries": 6, "heads": 2, "dim": 3} | sizes)
+
+
 def moved(tensors):
     return [t.detach().to(DEVICE).requires_grad_(t.requires_grad) for t in tensors]
 
@@ -55,7 +60,7 @@ def bits(tensors):
 
 
 @pytest.mark.parametrize("dim", [1, 5])
-@pytest.mark.parametrize("shapes", [[(5, 7)], [(6, 4), (3, 2), (1, 1)]])
+@pytest.mark.parametrize("shapes", [[(3, 5)], [(4, 2), (3, 1), (1, 1)]])
 def test_sampling_equals_the_definition(shapes, dim, deterministic):
     value, locations, weights = moved(scattered(shapes, dim=dim))
     fast, plain = (
@@ -67,9 +72,9 @@ def test_sampling_equals_the_definition(shapes, dim, deterministic):
 
 def test_more_rows_than_a_block():
     """Blocks of one row (many channels) and of many, the last one not full."""
-    for dim, queries in ((700, 2), (2, 400)):
-        value, locations, weights = moved(scattered([(5, 7)], dim=dim, queries=queries, heads=2))
-        inputs = (value, [(5, 7)], locations, weights)
+    for dim, queries in ((700, 1), (2, 300)):
+        value, locations, weights = moved(scattered([(3, 4)], dim=dim, queries=queries, heads=2))
+        inputs = (value, [(3, 4)], locations, weights)
         leaves = (value, locations, weights)
         fast, plain = (
             values_and_gradients(route, inputs, leaves) for route in (deformable_sample, deformable_sample_plain)
@@ -80,7 +85,7 @@ def test_more_rows_than_a_block():
 @pytest.mark.parametrize(("dtype", "band"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_half_precision_values_are_summed_in_float32(dtype, band, deterministic):
     """As under autocast: values in half precision, locations and weights in float32."""
-    shapes = [(5, 7), (2, 3)]
+    shapes = [(3, 4), (2, 3)]
     reference = moved(scattered(shapes, dim=8))
     inputs = [reference[0].detach().to(dtype).requires_grad_(), *(t.detach().float() for t in reference[1:])]
     reference[0] = inputs[0].detach().double().requires_grad_()  # the same values, so only sums differ
@@ -94,42 +99,42 @@ def test_half_precision_values_are_summed_in_float32(dtype, band, deterministic)
 
 
 def test_all_in_half_precision_gives_half_precision():
-    inputs = [t.detach().bfloat16() for t in moved(scattered([(5, 7)], margin=0.0))]
-    out = deformable_sample(inputs[0], [(5, 7)], *inputs[1:])
+    inputs = [t.detach().bfloat16() for t in moved(scattered([(3, 4)], margin=0.0))]
+    out = deformable_sample(inputs[0], [(3, 4)], *inputs[1:])
     assert out.dtype == torch.bfloat16
-    plain = deformable_sample_plain(inputs[0].double(), [(5, 7)], *(t.double() for t in inputs[1:]))
+    plain = deformable_sample_plain(inputs[0].double(), [(3, 4)], *(t.double() for t in inputs[1:]))
     torch.testing.assert_close(out.double(), plain, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("empty", [{"queries": 0}, {"batch": 0}, {"points": 0}])
 def test_nothing_to_sample(empty, deterministic):
-    value, locations, weights = moved(scattered([(5, 7)], **empty))
+    value, locations, weights = moved(scattered([(3, 4)], **empty))
     results = values_and_gradients(
-        lambda *i: deformable_sample(i[0], [(5, 7)], *i[1:]), (value, locations, weights), (value, locations, weights)
+        lambda *i: deformable_sample(i[0], [(3, 4)], *i[1:]), (value, locations, weights), (value, locations, weights)
     )
     assert [t.shape for t in results[1:]] == [value.shape, locations.shape, weights.shape]
     assert all(not t.any() for t in results)
 
 
-@pytest.mark.parametrize("far", [-3.0, 1e9, -1e30])
+@pytest.mark.parametrize("far", [-3.0, 1e30])
 def test_far_outside_is_zero_without_gradient(far, deterministic):
-    value, locations, weights = moved(scattered([(5, 7)]))
+    value, locations, weights = moved(scattered([(3, 4)]))
     away = torch.full_like(locations, far).requires_grad_()
     results = values_and_gradients(
-        lambda *i: deformable_sample(i[0], [(5, 7)], *i[1:]), (value, away, weights), (value, away, weights)
+        lambda *i: deformable_sample(i[0], [(3, 4)], *i[1:]), (value, away, weights), (value, away, weights)
     )
     assert all(not t.any() for t in results)
 
 
 def test_a_location_that_is_not_a_number_harms_only_its_query(deterministic):
-    value, locations, weights = moved(scattered([(5, 7)]))
+    value, locations, weights = moved(scattered([(3, 4)]))
     broken = locations.detach().clone()
     broken[0, 3] = float("nan")
     broken.requires_grad_()
-    out = deformable_sample(value, [(5, 7)], broken, weights)
+    out = deformable_sample(value, [(3, 4)], broken, weights)
     others = torch.ones(out.shape[:2], dtype=torch.bool)
     others[0, 3] = False
-    torch.testing.assert_close(out[others], deformable_sample_plain(value, [(5, 7)], locations, weights)[others])
+    torch.testing.assert_close(out[others], deformable_sample_plain(value, [(3, 4)], locations, weights)[others])
     assert out[0, 3].isnan().all()
     slopes = torch.autograd.grad(out[others].sum(), (value, weights))
     assert all(slope.isfinite().all() for slope in (slopes[0], slopes[1][others]))
@@ -138,7 +143,7 @@ def test_a_location_that_is_not_a_number_harms_only_its_query(deterministic):
 def test_deterministic_sampling_gives_the_same_bits():
     torch.use_deterministic_algorithms(True)
     try:
-        inputs = [t.detach().float().requires_grad_() for t in moved(scattered([(3, 2)], queries=50))]
+        inputs = [t.detach().float().requires_grad_() for t in moved(scattered([(3, 2)], queries=20))]
         runs = [
             values_and_gradients(lambda *i: deformable_sample(i[0], [(3, 2)], *i[1:]), inputs, inputs) for _ in "ab"
         ]
@@ -149,30 +154,30 @@ def test_deterministic_sampling_gives_the_same_bits():
 
 @pytest.mark.parametrize("wanted", [0, 1, 2])
 def test_only_what_is_asked_for_gets_a_gradient(wanted, deterministic):
-    inputs = [t.detach() for t in moved(scattered([(5, 7)]))]
+    inputs = [t.detach() for t in moved(scattered([(3, 4)]))]
     inputs[wanted].requires_grad_()
-    (slope,) = torch.autograd.grad(deformable_sample(inputs[0], [(5, 7)], *inputs[1:]).square().sum(), inputs[wanted])
+    (slope,) = torch.autograd.grad(deformable_sample(inputs[0], [(3, 4)], *inputs[1:]).square().sum(), inputs[wanted])
     (plain,) = torch.autograd.grad(
-        deformable_sample_plain(inputs[0], [(5, 7)], *inputs[1:]).square().sum(), inputs[wanted]
+        deformable_sample_plain(inputs[0], [(3, 4)], *inputs[1:]).square().sum(), inputs[wanted]
     )
     torch.testing.assert_close(slope, plain)
 
 
 def test_values_that_are_not_contiguous():
-    value, locations, weights = moved(scattered([(5, 7)]))
+    value, locations, weights = moved(scattered([(3, 4)]))
     strided = value.detach().transpose(2, 3).contiguous().transpose(2, 3)
     assert not strided.is_contiguous()
-    fast = deformable_sample(strided, [(5, 7)], locations, weights)
-    torch.testing.assert_close(fast, deformable_sample_plain(value, [(5, 7)], locations, weights))
+    fast = deformable_sample(strided, [(3, 4)], locations, weights)
+    torch.testing.assert_close(fast, deformable_sample_plain(value, [(3, 4)], locations, weights))
 
 
 # -------------------------------------------------------------------------------------------------------------- pooling
 
 
-@pytest.mark.parametrize("outside", [0.0, 0.2, 1.0])
-@pytest.mark.parametrize(("channels", "bins", "size"), [(7, 5, (3, 5)), (1, 1, (1, 1)), (130, 19, (2, 3))])
-def test_pooling_equals_the_outer_product(channels, bins, size, outside, deterministic):
-    sizes = {"rows": 2, "columns": 3, "channels": channels, "bins": bins, "size": size}
+@pytest.mark.parametrize("outside", [0.2, 1.0])
+@pytest.mark.parametrize(("channels", "bins", "size"), [(7, 5, (3, 5)), (130, 19, (2, 3))])
+def test_pooling_equals_the_outer_product(channels, bins, size, outside):
+    sizes = {"cameras": 1, "rows": 2, "columns": 3, "channels": channels, "bins": bins, "size": size}
     depth, context, cells = moved(frustum(outside=outside, **sizes)[:3])
     fast, plain = (
         values_and_gradients(route, (depth, context, cells, size), (depth, context))
@@ -243,5 +248,5 @@ def test_the_operators_take_this_route(monkeypatch):
     monkeypatch.setattr(deformable_attention, "sample_by_bags", None)
     depth, context, cells, size = frustum(rows=2, columns=3)
     assert lift_pool(*moved((depth, context, cells)), size).isfinite().all()
-    value, locations, weights = moved(scattered([(5, 7)]))
-    assert deformable_sample(value, [(5, 7)], locations, weights).isfinite().all()
+    value, locations, weights = moved(scattered([(3, 4)]))
+    assert deformable_sample(value, [(3, 4)], locations, weights).isfinite().all()

@@ -49,7 +49,7 @@ def cubin(kernel, types, constants):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     return compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32)).asm["cubin"]
 
-half, single, level = "*bf16", "*fp32", ("i32", "i32", "i32")
+half, single, level = "*bf16", "*fp32", ("i32", "i32", "i32", "i32")
 lists = {"order": "*i64", "offsets": "*i32", "numbers": "*i32"}
 assert cubin(
     bev_pool_triton.sum_intervals,
@@ -65,13 +65,18 @@ inputs = {"value": half, "locations": single, "weights": single, "sizes": (level
 blocks = {"POINTS": 4, "TYPE": tl.float32, "BLOCK_ROWS": 32, "BLOCK_DIM": 32}
 assert cubin(deformable_attention_triton.sample_forward, inputs | {"out": single}, blocks)
 results = {"grad": single, "grad_locations": single, "grad_weights": single}
-lists = {"listed_rows": "*i32", "listed_shares": single}
-for values, more, absent in ((1, {"grad_value": single}, lists), (2, lists, {"grad_value": None})):
+for values, more, absent in ((1, {"grad_value": single}, ["corners"]), (2, {"corners": "*i32"}, ["grad_value"])):
     assert cubin(
         deformable_attention_triton.sample_backward,
         inputs | results | more,
         blocks | {"VALUES": values} | dict.fromkeys(absent),
     )
+del blocks["BLOCK_ROWS"], inputs["sizes"], inputs["value"]
+assert cubin(
+    deformable_attention_triton.gather_values,
+    inputs | lists | {"grad": single, "grad_value": single},
+    blocks | {"BLOCK_ENTRIES": 8},
+)
 """
 
 

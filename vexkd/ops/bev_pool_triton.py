@@ -69,19 +69,28 @@ def gradient_by_pixel(
         tl.store(grad_context + pixel * channels + channel, total, mask=used)
 
 
-def interval_sums(weights: Tensor, rows: Tensor, numbers: Tensor, cells: int, dtype: torch.dtype) -> Tensor:
-    """sums[cell] = sum of weights[i, j] * rows[i] over all (i, j) with numbers[i, j] == cell: (cells, C) in `dtype`.
+def intervals(numbers: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Entries in the order of their numbers, equal ones as they stood, and where each number of `cells` begins and ends.
 
-    weights, numbers (M, D), rows (M, C); entries with a number of `cells` or more count nowhere. The order of each sum
-    is fixed, so the same input gives the same bits.
+    numbers (N,) int32 -> (N,) int64 and (cells + 1,) int32; entries with a number of `cells` or more come last.
     """
-    channels = rows.shape[1]
-    sums = torch.empty(cells, channels, dtype=dtype, device=rows.device)
-    if sums.numel() == 0 or numbers.numel() == 0:
-        return sums.zero_()
-    sorted_numbers, order = torch.sort(numbers.flatten(), stable=True)
+    sorted_numbers, order = torch.sort(numbers, stable=True)
     bounds = torch.arange(cells + 1, device=numbers.device, dtype=numbers.dtype)
-    offsets = torch.searchsorted(sorted_numbers, bounds, out_int32=True)
+    return order, torch.searchsorted(sorted_numbers, bounds, out_int32=True)
+
+
+def interval_sums(
+    weights: Tensor, rows: Tensor, order: Tensor, offsets: Tensor, dtype: torch.dtype, *, block_points: int = 16
+) -> Tensor:
+    """sums[cell] = sum of weights[i, j] * rows[i] over the entries of its interval: (cells, C) in `dtype`.
+
+    weights (M, D), rows (M, C), order and offsets of `intervals`. The order of each sum is fixed, so the same input gives
+    the same bits.
+    """
+    cells, channels = len(offsets) - 1, rows.shape[1]
+    sums = torch.empty(cells, channels, dtype=dtype, device=rows.device)
+    if sums.numel() == 0 or weights.numel() == 0:
+        return sums.zero_()
     block = min(128, triton.next_power_of_2(channels))
     with torch.cuda.device_of(rows):
         sum_intervals[cells, triton.cdiv(channels, block)](
@@ -90,9 +99,9 @@ def interval_sums(weights: Tensor, rows: Tensor, numbers: Tensor, cells: int, dt
             order,
             offsets,
             sums,
-            numbers.shape[1],
+            weights.shape[1],
             channels,
-            BLOCK_POINTS=16,
+            BLOCK_POINTS=block_points,
             BLOCK_CHANNELS=block,
         )
     return sums
@@ -112,7 +121,7 @@ class _PixelSums(torch.autograd.Function):
     def forward(ctx, depth: Tensor, context: Tensor, numbers: Tensor, cells: int) -> Tensor:
         ctx.save_for_backward(depth, context, numbers)
         dtype = torch.promote_types(torch.promote_types(depth.dtype, context.dtype), torch.float32)
-        return interval_sums(depth, context, numbers, cells, dtype)
+        return interval_sums(depth, context, *intervals(numbers.flatten(), cells), dtype)
 
     @staticmethod
     @once_differentiable
