@@ -204,3 +204,16 @@ def test_a_killed_call_leaves_nothing_that_lives(sealed):
     sealed.set(RATE, 0.25)
     sealed.snakemake("--nolock", "--", STUDENT)
     assert json.loads(seal.header(sealed.folder / STUDENT)["settings"])["train"]["lr"] == 0.25
+
+
+def test_a_change_in_the_file_that_settings_extend_is_planned(small):
+    """Unless the experiment's own file says otherwise."""
+    place, target = small(), "models/lidar-pretrain/seed0/weights.safetensors"
+    (place.folder / "other").mkdir()
+    own = {"extends": "../params.yaml", "train": {"epochs": 2}}
+    (place.folder / "other" / "params.yaml").write_text(settings.dump(own))
+    place.snakemake("--directory", "other", "--", target)
+    place.set("train.epochs", 9)
+    assert not place.plan(target, folder="other")
+    place.set("train.weight_decay", 0.5)
+    assert place.plan(target, folder="other") == {"train": 1}

@@ -1,7 +1,7 @@
-"""What the settings of a run ask of each other: checked where settings are read, before a model is built.
+"""Whether the settings of a run fit together: checked when settings are read, before a model is built.
 
-Each check yields sentences without a full stop that begin with the key. The BEV map that comes out of a model must have the
-cells that `bev` names, in number and in metres, whichever parts the run has. X Y Z: axes of the LiDAR frame.
+Each check yields sentences without a full stop that begin with the key. Whichever parts a run has, the BEV map that comes out of
+its model must have the cells that `bev` describes, in number and in metres. X Y Z: axes of the LiDAR frame.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vexkd.settings import Camera, LiftSplat, Run
 
-_CLOSE = 1e-6  # of a cell: what rounding of decimal fractions leaves
+_CLOSE = 1e-6  # of a cell: the error that decimal fractions leave
 _MOST_BOXES = 500  # per sample, in nuScenes' submissions
 
 
@@ -60,7 +60,7 @@ def unlike_teacher(run: Run, teacher: Run) -> str | None:
 
 
 def _whole(value: float) -> bool:
-    """Whether a number is a whole one, 1 or more, up to rounding."""
+    """Whether a number is, up to rounding, a whole one of at least 1."""
     return round(value) >= 1 and abs(value - round(value)) < _CLOSE * max(1.0, value)
 
 
@@ -76,12 +76,12 @@ def _grid(run: Run) -> Iterator[str]:
         yield "bev.range: it must be x0, y0, z0, x1, y1, z1 with each first below its second; put them in order"
         return
     if min(run.bev.voxel) <= 0:
-        yield "bev.voxel: its sizes must be above zero; mend them"
+        yield "bev.voxel: its sizes must be above zero; correct them"
         return
     for axis, a, b in zip("xy", low, high, strict=False):
         if not _whole((b - a) / run.bev.cell):
             yield (
-                f"bev.cell: bev.range is {b - a:g} m along {axis}, which is no whole number of cells of {run.bev.cell:g} m;"
+                f"bev.cell: bev.range is {b - a:g} m along {axis}, which is not a whole number of cells of {run.bev.cell:g} m;"
                 " change one of them"
             )
     if run.lidar is None:
@@ -89,7 +89,7 @@ def _grid(run: Run) -> Iterator[str]:
     for axis, a, b, size in zip("xyz", low, high, run.bev.voxel, strict=True):
         if abs((b - a) / size - round((b - a) / size)) > 1e-3:
             yield (
-                f"bev.voxel: bev.range is {b - a:g} m along {axis}, which is no whole number of voxels of {size:g} m;"
+                f"bev.voxel: bev.range is {b - a:g} m along {axis}, which is not a whole number of voxels of {size:g} m;"
                 " change one of them"
             )
 
@@ -103,7 +103,7 @@ def _lidar(run: Run) -> Iterator[str]:
         if abs(size * 2**halvings - run.bev.cell) > _CLOSE:
             yield (
                 f"bev.cell: the {halvings + 1} stages of lidar.channels turn voxels of {size:g} m along {axis} into cells of"
-                f" {size * 2**halvings:g} m, and bev.cell is {run.bev.cell:g} m; make them agree"
+                f" {size * 2**halvings:g} m, but bev.cell is {run.bev.cell:g} m; make them agree"
             )
     layers = round((run.bev.range[5] - run.bev.range[2]) / run.bev.voxel[2]) + 1
     left = layers
@@ -135,7 +135,7 @@ def _backbone(camera: Camera) -> Iterator[str]:
     if not outputs or list(outputs) != sorted(set(outputs)) or outputs[0] < 0 or outputs[-1] >= stages:
         yield (
             f"camera.backbone.outputs: they must be stages from 0 to {stages - 1}, each once and in order, not {outputs};"
-            " mend them"
+            " correct them"
         )
     if backbone.kind == "swin":
         yield from _same_length("camera.backbone", widths=backbone.widths, heads=backbone.heads)
@@ -146,13 +146,13 @@ def _backbone(camera: Camera) -> Iterator[str]:
     if any(not 0 <= stage < stages for stage in backbone.deformable or []):
         yield f"camera.backbone.deformable: the stages are numbered from 0 to {stages - 1}; name those"
     if not 0 <= (backbone.frozen_stages or 0) <= stages:
-        yield f"camera.backbone.frozen_stages: the backbone has {stages} stages; freeze as many at most"
+        yield f"camera.backbone.frozen_stages: the backbone has {stages} stages; freeze at most as many"
 
 
 def _lift_splat(view: LiftSplat, camera: Camera, run: Run) -> Iterator[str]:
     first, last, step = view.depth
     if not 0 < first < last or step <= 0 or step > last - first:
-        yield "camera.view.depth: it must be first, last and step in metres, the first above 0 and below the last; mend it"
+        yield "camera.view.depth: it must be first, last and step in metres, the first above 0 and below the last; correct it"
     if view.z[0] >= view.z[1]:
         yield "camera.view.z: it must be the lowest and the highest metre that is lifted, in this order; swap them"
     yield from _positive("camera.view.channels", [view.channels, *(view.depth_channels or [])])
@@ -179,9 +179,9 @@ def _bev_encoder(run: Run) -> Iterator[str]:
     if encoder.kind == "second":
         lists["neck_channels"] = encoder.neck_channels
     elif min(encoder.layers, default=0) < 1:
-        yield "bev_encoder.layers: each stage of a resnet has one block at least; raise them"
+        yield "bev_encoder.layers: each stage of a resnet needs at least one block; raise them"
     if not encoder.channels:
-        yield "bev_encoder.channels: there must be a stage at least; add one"
+        yield "bev_encoder.channels: there must be at least one stage; add one"
     yield from _same_length("bev_encoder", **lists)
     yield from _positive("bev_encoder", [*encoder.channels, *encoder.strides, *encoder.neck_channels])
     if encoder.kind != "second" or min(encoder.strides, default=1) < 1:
@@ -198,14 +198,14 @@ def _bev_encoder(run: Run) -> Iterator[str]:
 def _head(run: Run) -> Iterator[str]:
     if run.head == "map" and (run.map.cell <= 0 or not _whole(2 * run.map.reach / run.map.cell)):
         yield (
-            f"map.cell: the labels' {2 * run.map.reach:g} m are no whole number of cells of {run.map.cell:g} m; change"
+            f"map.cell: the labels' {2 * run.map.reach:g} m are not a whole number of cells of {run.map.cell:g} m; change"
             " map.reach or map.cell"
         )
     if run.head == "transfusion":
         yield from _attention("transfusion", run.transfusion.channels, run.transfusion.heads, even=False)
         x, y = _cells(run)
         if not 1 <= run.transfusion.proposals <= 10 * x * y:
-            yield f"transfusion.proposals: there are {10 * x * y} pairs of class and cell; ask for 1 of them to all"
+            yield f"transfusion.proposals: there are {10 * x * y} pairs of class and cell; ask for 1 to all of them"
     if run.head == "detr":
         yield from _attention("detr", run.detr.channels, run.detr.heads)
         yield from _positive("detr", [run.detr.queries, run.detr.layers, run.detr.points])
@@ -213,9 +213,9 @@ def _head(run: Run) -> Iterator[str]:
         names = [name for task in run.centerpoint.tasks for name in task]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            yield f"centerpoint.tasks: {', '.join(twice)} would be found twice; name each class once"
+            yield f"centerpoint.tasks: {', '.join(twice)} would be detected twice; name each class once"
         if not names or not all(run.centerpoint.tasks):
-            yield "centerpoint.tasks: each task needs a class; add one, or take the empty task out"
+            yield "centerpoint.tasks: each task needs a class; add one, or remove the empty task"
 
 
 def _augmentation(run: Run) -> Iterator[str]:
@@ -229,22 +229,22 @@ def _augmentation(run: Run) -> Iterator[str]:
         if run.image_augment.test_resize <= 0:
             yield "image_augment.test_resize: it must be above 0; raise it"
     if run.paste is not None and min(run.paste.counts.values(), default=0) < 0:
-        yield "paste.counts: no count may be below 0; mend them"
+        yield "paste.counts: no count may be below 0; correct them"
 
 
 def _training(run: Run) -> Iterator[str]:
     schedule = run.train.schedule
     if schedule.peak <= 0 or schedule.final < 0 or schedule.warmup < 0:
-        yield "train.schedule: peak must be above 0, final and warmup 0 or more; mend them"
+        yield "train.schedule: peak must be above 0, final and warmup 0 or more; correct them"
     if schedule.kind == "one-cycle" and not 0 < schedule.rise < 1:
-        yield "train.schedule.rise: it is a share of the training, between 0 and 1; mend it"
+        yield "train.schedule.rise: it is a share of the training, between 0 and 1; correct it"
     if any(not 0 <= beta < 1 for beta in schedule.beta1):
-        yield "train.schedule.beta1: Adam's beta1 lies from 0 to below 1; mend it"
+        yield "train.schedule.beta1: Adam's beta1 lies from 0 to below 1; correct it"
     milestones = schedule.milestones or []
     if milestones != sorted(set(milestones)):
         yield "train.schedule.milestones: they must be epochs in order, each once; sort them"
     if run.train.weight_decay < 0:
-        yield "train.weight_decay: it must be 0 or more; mend it"
+        yield "train.weight_decay: it must be 0 or more; correct it"
 
 
 def _after_training(run: Run) -> Iterator[str]:
@@ -252,7 +252,7 @@ def _after_training(run: Run) -> Iterator[str]:
     if any(a >= b for a, b in zip(inference.range[:3], inference.range[3:], strict=True)):
         yield "inference.range: it must be x0, y0, z0, x1, y1, z1 with each first below its second; put them in order"
     if not 1 <= inference.max_boxes <= _MOST_BOXES:
-        yield f"inference.max_boxes: nuScenes takes {_MOST_BOXES} boxes a sample at most; ask for 1 to {_MOST_BOXES}"
+        yield f"inference.max_boxes: nuScenes takes at most {_MOST_BOXES} boxes per sample; ask for 1 to {_MOST_BOXES}"
     if run.head != "centerpoint":
         return
     settings, tasks = inference.centerpoint, len(run.centerpoint.tasks)
@@ -272,18 +272,18 @@ def _after_training(run: Run) -> Iterator[str]:
 
 
 def _attention(where: str, channels: int, heads: int, *, name: str = "channels", even: bool = True) -> Iterator[str]:
-    """Attention's channels are shared out to its heads, and codes of rows and columns take half of them each."""
+    """The channels of attention are divided among its heads, and position codes of rows and columns take half of them each."""
     if channels < 1 or heads < 1 or channels % heads:
-        yield f"{where}.{name}: {channels} channels are no multiple of {heads} heads; change {where}.{name} or heads"
+        yield f"{where}.{name}: {channels} channels are not a multiple of {heads} heads; change {where}.{name} or heads"
     elif even and channels % 2:
-        yield f"{where}.{name}: codes of rows and columns take half of the channels each; make {channels} even"
+        yield f"{where}.{name}: position codes of rows and columns take half of the channels each; make {channels} even"
 
 
 def _same_length(where: str, **lists: Sequence[int]) -> Iterator[str]:
     """Lists that hold a value for each stage."""
     if len({len(values) for values in lists.values()}) > 1:
         words = ", ".join(f"{name} {len(values)}" for name, values in lists.items())
-        yield f"{where}.{next(iter(lists))}: these lists need a value for each stage ({words}); make them equally long"
+        yield f"{where}.{next(iter(lists))}: these lists need a value for each stage ({words}); make them the same length"
 
 
 def _positive(where: str, values: Sequence[int]) -> Iterator[str]:

@@ -57,7 +57,9 @@ def read(path: Path | str, above: tuple[Path, ...] = ()) -> Any:
     """
     path = Path(path)
     if path.resolve() in above:
-        raise InputError(f"{path}: extends: the file extends itself, if by way of others; take one of these keys away.")
+        raise InputError(
+            f"{path}: extends: the file extends itself, directly or through others; remove one of these keys."
+        )
     content = read_yaml(path)
     if not isinstance(content, dict) or "extends" not in content:
         return content
@@ -88,7 +90,7 @@ def _read_extended(path: Path, entry: Any, above: tuple[Path, ...]) -> dict[str,
         raise InputError(f"{path}: extends: there is no file {file}; name one that is there.")
     content = read(file, above)
     if not isinstance(content, dict):
-        raise InputError(f"{file}: the settings must be a mapping of keys to values; mend the file.")
+        raise InputError(f"{file}: the settings must be a mapping of keys to values; correct the file.")
     for name in without:
         section, _, key = str(name).partition(".")
         holder, key = (content.get(section), key) if key else (content, section)

@@ -71,7 +71,9 @@ class Run(Strict):
     def _has_its_parts(self) -> Run:
         """What the run's sensors, head and fusion read is there, and fits together."""
         if (len(self.sensors) == 2) != (self.fusion is not None):
-            raise ValueError("fusion: it belongs to a run with both sensors, and to no other; mend fusion or sensors")
+            raise ValueError(
+                "fusion: it belongs to a run with both sensors, and to no other; correct fusion or sensors"
+            )
         needed = {*self.sensors, self.head} | ({"image_augment"} if "camera" in self.sensors else set())
         needed |= {"distill"} if self.kind == "distilled" else set()
         needed |= {None: set(), "mgfm": {"mgfm"}, "conv": {"conv_fuser"}}[self.fusion]
@@ -79,7 +81,7 @@ class Run(Strict):
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: the run needs this block of settings; add it")
         if (self.task == "segmentation") != (self.head == "map"):
-            raise ValueError("head: map belongs to the task segmentation, and to no other; mend head or task")
+            raise ValueError("head: map belongs to the task segmentation, and to no other; correct head or task")
         if self.task == "detection" and getattr(self.inference, self.head) is None:
             raise ValueError(f"inference.{self.head}: the run needs this block of settings; add it")
         for problem in checks.problems(self):
@@ -149,7 +151,7 @@ def read_run(config: Path | str, inference: Path | str) -> Run:
     for file in (config, inference):
         if not Path(file).is_file():
             raise InputError(
-                f"{file}: there is no such file; mend the run's name, or write the runs' settings with `vexkd configure`."
+                f"{file}: there is no such file; correct the run's name, or write the runs' settings with `vexkd configure`."
             )
     training = read_yaml(config)
     if not isinstance(training, dict):

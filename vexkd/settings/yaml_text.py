@@ -15,7 +15,7 @@ def read_yaml(path: Path | str) -> Any:
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: this is not YAML: {str(error).splitlines()[0]}; mend the file.") from error
+        raise InputError(f"{path}: this is not YAML: {str(error).splitlines()[0]}; correct the file.") from error
 
 
 def dump(values: dict[str, Any]) -> str:
