@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vexkd.settings import Params, parse, read
+from vexkd.settings import Params, dump, parse, read
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,6 +61,20 @@ def town(tmp_path_factory) -> Path:
         progress=False,
     )
     return base
+
+
+def experiment(folder: Path, raw: dict, **artifacts: Path) -> Path:
+    """An experiment's folder with these settings and links to prepared data; for commands in it, `-C FOLDER`.
+
+    artifacts: `infos`, `paste`, `maps`. The root of the raw data is one of the settings.
+    """
+    (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text(dump(raw))
+    for name, source in artifacts.items():
+        link = folder / "artifacts" / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(source)
+    return folder
 
 
 def tiny_settings() -> dict:

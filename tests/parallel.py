@@ -17,7 +17,7 @@ from torch import nn
 from vexkd.data.infos import load
 from vexkd.models import bev_model
 from vexkd.ops.sparse_conv import SparseBatchNorm
-from vexkd.settings import Params, parse, write_configs
+from vexkd.settings import Params, parse
 from vexkd.train import checkpoint, processes, session, tasks
 from vexkd.train.loop import NonFiniteError, Pace, Trainer, write_curve
 from vexkd.train.seeding import seed_everything
@@ -55,9 +55,7 @@ def origins(town: Path) -> dict[str, dict[str, Path | None]]:
 
 
 def save_origins(town: Path) -> None:
-    """Random weights for them and for predictions, and the settings of a run that draws at random in each process."""
-    write_configs(settings(epochs=4, dropout=0.3), town / "results")
-    (town / "results/runs/centerpoint-det-vexkd").rename(town / "dropout")
+    """Random weights for them and for predictions."""
     run = settings(split="mini_train").run("centerpoint-det")
     checkpoint.save_weights(town / "predicts.safetensors", bev_model.build(run), run=run, inputs={}, record={})
     for seed, name in enumerate(("lidar-pretrain", "fusion-det"), start=2):
@@ -150,7 +148,7 @@ def predict(town: Path, out: Path) -> None:
     """Predict the three training scenes with random weights."""
     session.predict(
         town / "predicts.safetensors", root=town / "data", infos=town / "infos", out=out / "predictions.json",
-        config=None, inference=None, batch=2, workers=0, threads=1, device="cpu",
+        batch=2, workers=0, threads=1, device="cpu",
     )  # fmt: skip
 
 
@@ -158,7 +156,8 @@ def undisturbed(town: Path, out: Path) -> None:
     """The training that another test stops and kills, in one go."""
     AcceleratorState._reset_state()
     session.train(
-        town / "dropout/config.yaml", root=town / "data", infos=town / "infos", out=out / "undisturbed", seed=0, paste=None,
+        settings(epochs=4, dropout=0.3).run("centerpoint-det-vexkd"),
+        root=town / "data", infos=town / "infos", out=out / "undisturbed", seed=0, paste=None,
         start=None, teacher=town / "fusion-det.safetensors", scratch=out / "scratch", threads=1, pace=Pace(), device="cpu",
     )  # fmt: skip
 

@@ -10,11 +10,12 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import tiny_settings
+from conftest import experiment, tiny_settings
 
 from vexkd import cli, settings
 from vexkd.boxes import CLASSES
@@ -63,49 +64,52 @@ def one_sentence(line: str) -> str:
 
 
 class Desk:
-    """Settings of all runs at test size, their files, and weights that nothing was learnt in."""
+    """An experiment of all runs at test size, with prepared data and weights in which nothing was learnt.
 
-    def __init__(self, path: Path, town: Path) -> None:
+    Tests work in copies of it, whose settings and files they change.
+    """
+
+    def __init__(self, folder: Path, town: Path) -> None:
         from vexkd.models import bev_model
         from vexkd.train import checkpoint
 
-        self.path, self.town = path, town
-        self.params, self.results, self.models = path / "params.yaml", path / "results", path / "models"
-        self.params.write_text(yaml.safe_dump(tiny_settings()))
-        loaded = settings.load(self.params)
-        settings.write_configs(loaded, self.results)
+        self.folder, self.town = folder, town
+        raw = {**tiny_settings(), "root": str(town / "data")}
+        experiment(folder, raw, infos=town / "infos", paste=town / "paste")
         for name in ("centerpoint-det", "fusion-det"):
-            run = loaded.run(name)
+            run = settings.parse(raw).run(name)
             checkpoint.save_weights(self.weights(name), bev_model.build(run), run=run, inputs={}, record={})
 
-    def config(self, name: str = "centerpoint-det") -> Path:
-        return self.results / "runs" / name / "config.yaml"
-
     def weights(self, name: str = "centerpoint-det") -> Path:
-        return self.models / name / "seed0/weights.safetensors"
+        return self.folder / f"models/{name}/seed0/weights.safetensors"
 
-    def changed(self, folder: Path, **blocks) -> Path:
-        """A config.yaml like the CenterPoint's but for some settings, with its inference.yaml beside it."""
-        values = yaml.safe_load(self.config().read_text())
-        for block, params in blocks.items():
-            values[block] = {**values.get(block, {}), **params}
-        (folder / "config.yaml").write_text(settings.dump(values))
-        shutil.copy(self.config().with_name("inference.yaml"), folder)
-        return folder / "config.yaml"
-
-    def train(self, out: Path, config: Path | None = None, **options) -> list:
-        """Arguments of a training; an option of None is left out."""
-        given = {"config": config or self.config(), "root": self.town / "data", "infos": self.town / "infos"}
-        given |= {"paste": self.town / "paste", "out": out / "model", "scratch": out / "scratch", "device": "cpu"}
-        return ["train", *flags({**given, **options})]
-
-    def predict(self, out: Path, name: str = "centerpoint-det", **options) -> list:
-        given = {"weights": self.weights(name), "root": self.town / "data", "infos": self.town / "infos"}
-        return ["predict", *flags({**given, "out": out / "predictions.json", "device": "cpu", **options})]
+    def copy(self, folder: Path, edit: Callable[[dict], object] | None = None, **top: object) -> Path:
+        """A copy of the experiment in `folder`; `edit` changes the settings, `top` their top-level values."""
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
+        raw = {**yaml.safe_load((folder / "params.yaml").read_text()), **top}
+        if edit is not None:
+            edit(raw)
+        (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+        return folder
 
 
 def flags(options: dict) -> list:
     return [part for name, value in options.items() if value is not None for part in (f"--{name}", value)]
+
+
+def train(folder: Path, run: str = "centerpoint-det", **options) -> list:
+    """Arguments of a training in an experiment."""
+    return ["train", run, "-C", folder, *flags({"device": "cpu", **options})]
+
+
+def predict(folder: Path, run: str = "centerpoint-det", **options) -> list:
+    return ["predict", run, "-C", folder, *flags({"device": "cpu", **options})]
+
+
+def nothing_new(folder: Path, run: str = "centerpoint-det") -> bool:
+    """Whether no predictions of a run were left, and no curve of a training."""
+    seed = folder / f"models/{run}/seed0"
+    return not seed.exists() or {file.name for file in seed.iterdir()} <= {"weights.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -170,16 +174,14 @@ def test_help_answers_at_once():
     ("call", "named", "help_of"),
     [
         ("trian", "no such command 'trian'; the nearest known one is 'train'", "vexkd"),
-        ("figure bird", "no such command 'bird'; the nearest known one is 'birdseye'", "vexkd figure"),
-        ("figure", "missing command", "vexkd figure"),
         ("--bogus", "no such option: --bogus", "vexkd"),
-        ("train", "missing option '--config'", "vexkd train"),
+        ("train", "missing argument 'RUN'", "vexkd train"),
         ("train --bogus", "no such option: --bogus", "vexkd train"),
         ("table", "missing argument 'name'", "vexkd table"),
         ("table main more", "unexpected extra argument (more)", "vexkd table"),
         ("synthesize x --scenes two", "'--scenes': it should be a valid integer", "vexkd synthesize"),
-        ("predict --batch 0", "'--batch': it should be greater than or equal to 1", "vexkd predict"),
-        ("predict --drop radar", "'--drop': 'radar' is not one of 'lidar', 'camera'", "vexkd predict"),
+        ("predict x --batch 0", "'--batch': it should be greater than or equal to 1", "vexkd predict"),
+        ("predict x --drop radar", "'--drop': 'radar' is not one of 'lidar', 'camera'", "vexkd predict"),
     ],
 )
 def test_a_wrong_call_is_one_sentence_that_says_how_to_get_help(refused, call, named, help_of):
@@ -195,12 +197,12 @@ def test_no_verb_at_all_is_a_question_for_help(vexkd):
 
 
 def test_it_is_the_same_in_a_process_of_its_own(tmp_path):
-    command = [sys.executable, "-m", "vexkd.cli", "configure", "--params", str(tmp_path / "params.yaml")]
+    command = [sys.executable, "-m", "vexkd.cli", "configure", "-C", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 2
     assert run.stdout == ""
     (line,) = run.stderr.splitlines()
-    assert str(tmp_path / "params.yaml") in one_sentence(line)
+    assert "params.yaml: there are no settings" in one_sentence(line)
 
 
 # ---- settings
@@ -257,30 +259,30 @@ def test_bad_settings(refused, tmp_path, case):
     edit, expected = BAD_SETTINGS[case]
     raw = copy.deepcopy(tiny_settings())
     edit(raw)
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    sentence = refused("configure", "--params", path, "--results", tmp_path / "results")
-    assert all(part in sentence for part in [str(path), *expected]), sentence
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    sentence = refused("configure", "-C", tmp_path)
+    assert all(part in sentence for part in ["params.yaml", *expected]), sentence
     assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"- a\n", b"a: [1,\nb: }\n", b"\xff\xfe\x00", b"a: \x00"])
-def test_settings_that_are_no_mapping(refused, desk, tmp_path, content):
-    path = tmp_path / "config.yaml"
-    path.write_bytes(content)
-    shutil.copy(desk.config().with_name("inference.yaml"), tmp_path)
-    assert str(path) in refused("configure", "--params", path, "--results", tmp_path / "results")
-    assert str(path) in refused(*desk.train(tmp_path, path))
-    assert str(path) in refused(*desk.predict(tmp_path, inference=path))
+def test_settings_that_are_no_mapping(refused, tmp_path, content):
+    (tmp_path / "params.yaml").write_bytes(content)
+    for call in (["configure", "-C", tmp_path], train(tmp_path), predict(tmp_path)):
+        assert "params.yaml" in refused(*call)
 
 
-def test_settings_that_are_not_there(refused, desk, tmp_path):
-    gone = tmp_path / "gone.yaml"
-    for arguments in (["configure", "--params", gone], ["check", "--all", "--params", gone]):
-        assert str(gone) in refused(*arguments)
-    assert str(gone) in refused(*desk.train(tmp_path, gone))
-    assert str(gone) in refused(*desk.predict(tmp_path, config=gone))
-    assert str(gone) in refused(*desk.predict(tmp_path, inference=gone))
+def test_settings_that_are_not_there(refused, tmp_path):
+    for call in (["configure", "-C", tmp_path], ["check", "--all", "-C", tmp_path], train(tmp_path), predict(tmp_path)):
+        assert "this folder is no experiment" in refused(*call)
+    assert "-C gone: No such file or directory" in refused("configure", "-C", "gone")
+
+
+def test_a_call_leaves_the_working_directory(vexkd, desk, tmp_path):
+    before = Path.cwd()
+    assert vexkd("configure", "-C", desk.copy(tmp_path))[0] == 0
+    assert Path.cwd() == before
+    assert (tmp_path / "results/runs/centerpoint-det/config.yaml").is_file()
 
 
 @pytest.mark.parametrize(
@@ -294,8 +296,13 @@ def test_settings_that_are_not_there(refused, desk, tmp_path):
     ],
 )
 def test_settings_that_do_not_fit_together(refused, desk, tmp_path, changes, expected):
-    assert expected in refused(*desk.train(tmp_path, desk.changed(tmp_path, **changes)))
-    assert not (tmp_path / "model").exists()
+    def edit(raw):
+        for block, values in changes.items():
+            raw[block] = {**raw[block], **values}
+        raw["students"]["centerpoint-det"].pop("bev", None)
+
+    assert expected in refused(*train(desk.copy(tmp_path, edit)))
+    assert nothing_new(tmp_path)
 
 
 # ---- the data set
@@ -307,7 +314,8 @@ def test_missing_root_version_and_table(refused, desk, data, tmp_path):
     for verb in (doctor, infos):
         assert f"data root {gone} does not exist" in refused(*verb, "--root", gone, "--version", "v1.0-mini")
         assert "it holds v1.0-mini" in refused(*verb, "--root", data, "--version", "v1.0-trainval")
-    for arguments in (desk.train(tmp_path, root=gone), desk.predict(tmp_path, root=gone)):
+    folder = desk.copy(tmp_path / "experiment", root=str(gone))
+    for arguments in (train(folder), predict(folder)):
         assert str(gone) in refused(*arguments)
     (data / "v1.0-mini/ego_pose.json").unlink()
     for verb in (doctor, infos):
@@ -392,14 +400,14 @@ CUTS = [
 
 def test_a_lidar_file_cut_short_is_named_whatever_its_length(refused, desk, data, tmp_path):
     """The infos know every file's size; a model is never given the rest of a sweep."""
-    path = files(data, "LIDAR_TOP")[-1]
+    folder, path = desk.copy(tmp_path / "experiment", root=str(data)), files(data, "LIDAR_TOP")[-1]
     whole = path.read_bytes()
     for cut in CUTS:
         length = cut(len(whole))
         replace(path, whole[:length])
-        sentence = refused(*desk.predict(tmp_path, root=data))
+        sentence = refused(*predict(folder))
         assert f"{path} has {length} bytes instead of {len(whole)}" in sentence
-    assert not (tmp_path / "predictions.json").exists()
+    assert nothing_new(folder)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -407,30 +415,24 @@ def test_training_and_pasting_stop_at_a_cut_lidar_file(refused, desk, data, tmp_
     """With a loader process too, whose error arrives wrapped in its traceback."""
     for path in files(data, "LIDAR_TOP"):
         replace(path, path.read_bytes()[:-20])
-    assert re.search(
-        r"LIDAR_TOP\S+ has \d+ bytes instead of", refused(*desk.train(tmp_path, root=data, workers=workers))
-    )
-    assert not (tmp_path / "model").exists()
+    folder = desk.copy(tmp_path / "experiment", root=str(data))
+    assert re.search(r"LIDAR_TOP\S+ has \d+ bytes instead of", refused(*train(folder, workers=workers)))
+    assert nothing_new(folder)
     if workers == 0:
-        given = {
-            "root": data,
-            "infos": desk.town / "infos",
-            "out": tmp_path / "paste",
-            "split": "mini_train",
-            "workers": 1,
-        }
-        assert re.search(r"LIDAR_TOP\S+ has \d+ bytes instead of", refused("paste", *flags(given)))
-        assert not any((tmp_path / "paste").glob("*"))
+        (folder / "artifacts/paste").unlink()
+        said = refused("paste", "-C", folder, "--workers", 1)
+        assert re.search(r"LIDAR_TOP\S+ has \d+ bytes instead of", said)
+        assert not any((folder / "artifacts/paste").glob("*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", "half"])
 def test_an_image_that_cannot_be_decoded_is_named(refused, desk, data, tmp_path, content):
     for path in files(data, "CAM_BACK"):
         replace(path, path.read_bytes()[:1500] if content == "half" else content)
-    assert re.search(
-        r"image \S+/CAM_BACK/\S+\.jpg cannot be decoded", refused(*desk.predict(tmp_path, "fusion-det", root=data))
-    )
-    assert not (tmp_path / "predictions.json").exists()
+    folder = desk.copy(tmp_path / "experiment", root=str(data))
+    said = refused(*predict(folder, "fusion-det"))
+    assert re.search(r"image \S+/CAM_BACK/\S+\.jpg cannot be decoded", said)
+    assert nothing_new(folder, "fusion-det")
 
 
 def doctor(root: Path, manifest: Path | None = None) -> list:
@@ -473,17 +475,23 @@ def test_doctor_with_a_manifest_sees_every_cut(vexkd, data, tmp_path):
 
 
 def test_infos_that_are_missing_or_damaged(refused, desk, tmp_path):
-    broken = Path(shutil.copytree(desk.town / "infos", tmp_path / "infos"))
-    (broken / "boxes.parquet").write_bytes((broken / "boxes.parquet").read_bytes()[:-10])
-    for folder in (tmp_path / "gone", broken):
-        assert str(folder) in refused(*desk.train(tmp_path, infos=folder))
-        assert str(folder) in refused(*desk.predict(tmp_path, infos=folder))
+    folder = desk.copy(tmp_path)
+    link = folder / "artifacts/infos"
+    link.unlink()
+    for damaged in (False, True):
+        if damaged:
+            shutil.copytree(desk.town / "infos", link)
+            (link / "boxes.parquet").write_bytes((link / "boxes.parquet").read_bytes()[:-10])
+        assert "artifacts/infos" in refused(*train(folder))
+        assert "artifacts/infos" in refused(*predict(folder))
 
 
-@pytest.mark.parametrize("split", ["mini", "val", ""])
+@pytest.mark.parametrize("split", ["mini", "val"])
 def test_unknown_split(refused, desk, tmp_path, split):
-    given = {"root": desk.town / "data", "infos": desk.town / "infos", "out": tmp_path / "paste", "split": split}
-    assert "choose one of mini_train, mini_val" in refused("paste", *flags(given))
+    def edit(raw):
+        raw["data"]["train_split"] = split
+
+    assert "choose one of mini_train, mini_val" in refused("paste", "-C", desk.copy(tmp_path, edit))
 
 
 def test_synthesize_keeps_what_is_there(refused, tmp_path):
@@ -501,8 +509,7 @@ def test_a_file_in_place_of_a_folder(refused, desk, tmp_path):
     file.write_text("mine")
     for arguments in (
         ["infos", *flags({"root": desk.town / "data", "version": "v1.0-mini", "out": file})],
-        ["configure", "--params", desk.params, "--results", file],
-        desk.predict(tmp_path, weights=tmp_path),
+        predict(desk.folder, weights=tmp_path, out=tmp_path / "predictions.json"),
     ):
         assert str(tmp_path) in refused(*arguments)
     assert file.read_text() == "mine"
@@ -515,29 +522,33 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(desk, tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
     )
     program += "sys.argv = ['vexkd', *sys.argv[1:]]; cli.main()"
-    out = tmp_path / "out"
+    out, folder = tmp_path / "out", desk.copy(tmp_path / "experiment")
+    (folder / "artifacts/paste").unlink()
     infos = ["infos", *flags({"root": desk.town / "data", "version": "v1.0-mini", "out": out})]
-    paste = ["paste", *flags({"root": desk.town / "data", "infos": desk.town / "infos", "out": out})]
-    for arguments, file in ((infos, "sweeps.parquet"), ([*paste, "--split", "mini_train"], "points.npy")):
+    for arguments, file in (
+        (infos, out / "sweeps.parquet"),
+        (["paste", "-C", folder], Path("artifacts/paste/points.npy")),
+    ):
         command = [sys.executable, "-c", program, *map(str, arguments)]
         run = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert run.returncode == 2, run.stderr
         line = run.stderr.splitlines()[-1]
         assert "Traceback" not in run.stderr
-        assert f"{out / file}: " in one_sentence(line)
-        assert not list(out.iterdir())
+        assert f"{file}: " in one_sentence(line)
+        assert not list((folder / file).parent.iterdir())
 
 
 def test_numbers_out_of_bounds_are_refused(refused, desk, tmp_path):
-    """Above all lengths in other units than metres, and more sweeps than infos list."""
-    data = {"root": desk.town / "data", "infos": desk.town / "infos", "out": tmp_path / "out"}
-    assert "give reach and cell in metres" in refused("maps", *flags({**data, "reach": 5000}))
-    assert "above 0 metres" in refused("maps", *flags({**data, "reach": 24, "cell": 0}))
-    for option, value in (("sweeps", 11), ("sweeps", -1), ("min-points", 0)):
-        assert f"--{option}" in refused("paste", *flags({**data, "split": "mini_train", option: value}))
     for option in ("seed", "checkpoint-minutes", "max-seconds"):
-        assert f"--{option}" in refused(*desk.train(tmp_path, **{option: -1}))
-    assert not (tmp_path / "out").exists()
+        assert f"--{option}" in refused(*train(desk.folder, **{option: -1}))
+    for number, (block, key, value) in enumerate(
+        [("data", "sweeps", 11), ("data", "sweeps", -1), ("map", "cell", 0.0)]
+    ):
+
+        def edit(raw, block=block, key=key, value=value):
+            raw[block][key] = value
+
+        assert f"{block}.{key}" in refused("configure", "-C", desk.copy(tmp_path / str(number), edit))
 
 
 def test_a_manifest_that_is_none(refused, data, tmp_path):
@@ -554,18 +565,18 @@ def test_a_manifest_that_is_none(refused, data, tmp_path):
 
 
 def test_weights_of_another_run_or_other_settings(refused, desk, tmp_path):
-    other = refused(*desk.predict(tmp_path, config=desk.config("lidar-pretrain")))
+    weights = desk.weights()
+    other = refused(*predict(desk.folder, "lidar-pretrain", weights=weights, out=tmp_path / "predictions.json"))
     assert "weights are those of run centerpoint-det, not of lidar-pretrain" in other
-    changed = desk.changed(tmp_path, train={"lr": 0.5})
-    assert "train.lr" in refused(*desk.predict(tmp_path, config=changed))
-    inference = desk.config("fusion-det").with_name("inference.yaml")
-    assert "inference.centerpoint" in refused(*desk.predict(tmp_path, inference=inference))
+
+    def edit(raw):
+        raw["students"]["centerpoint-det"]["train"]["lr"] = 0.5
+
+    assert "train.lr" in refused(*predict(desk.copy(tmp_path / "changed", edit)))
     for option, run in (("start", "fusion-det"), ("teacher", "centerpoint-det-vexkd")):
-        given = {"paste": None, option: desk.weights("centerpoint-det")}
-        assert "weights of centerpoint-det" in refused(*desk.train(tmp_path, desk.config(run), **given))
-        assert "no weights were given" in refused(*desk.train(tmp_path, desk.config(run), paste=None))
-    pasting = desk.changed(tmp_path, paste={"counts": {"car": 2}, "min_points": 5, "until_epoch": 1})
-    assert "--paste" in refused(*desk.train(tmp_path, pasting, paste=None))
+        assert "weights of centerpoint-det" in refused(*train(desk.folder, run, **{option: weights}))
+    missing = refused(*train(desk.folder, "fusion-det"))
+    assert "lidar-pretrain/seed0/weights.safetensors" in missing
 
 
 @pytest.mark.parametrize("length", [None, 0, 5, 300, -10])
@@ -573,58 +584,56 @@ def test_weights_that_are_missing_or_cut(refused, desk, tmp_path, length):
     path = tmp_path / "weights.safetensors"
     if length is not None:
         path.write_bytes(desk.weights().read_bytes()[:length])
-    assert str(path) in refused(*desk.predict(tmp_path, weights=path))
-    teacher = refused(*desk.train(tmp_path, desk.config("centerpoint-det-vexkd"), paste=None, teacher=path))
-    assert str(path) in teacher
+    assert str(path) in refused(*predict(desk.folder, weights=path, out=tmp_path / "predictions.json"))
+    assert str(path) in refused(*train(desk.folder, "centerpoint-det-vexkd", teacher=path))
 
 
 # ---- results
 
 
-def test_unknown_runs_and_tables(refused, desk):
-    shared = {"models": desk.models, "results": desk.results, "root": desk.town / "data"}
-    assert "centerpoint/config.yaml" in refused("evaluate", "centerpoint", *flags(shared))
-    check = ["--params", desk.params, "--models", desk.models]
-    assert "no run named 'centerpoint-de'; the nearest known one is 'centerpoint-det'" in refused(
-        "check", "centerpoint-de", *check
-    )
-    assert "no run was named" in refused("check", *check)
-    table = ["--params", desk.params, "--results", desk.results]
-    assert "no table named 'mian'; the nearest known one is 'main'" in refused("table", "mian", *table)
+def test_unknown_runs_tables_and_figures(refused, desk):
+    here = ["-C", desk.folder]
+    near = "the nearest known one is 'centerpoint-det'"
+    for verb in ("evaluate", "train", "predict", "check", "summary"):
+        sentence = refused(verb, "centerpoint-de", *here)
+        assert f"no run named 'centerpoint-de'; {near}" in sentence
+    assert "no run was named" in refused("check", *here)
+    assert "no table named 'mian'; the nearest known one is 'main'" in refused("table", "mian", *here)
+    assert "there is no figure birdseye-x; there are curves, " in refused("figure", "birdseye-x", *here)
 
 
 def test_check_names_each_run_that_differs(vexkd, desk, tmp_path):
-    status, _, err = vexkd("check", "--all", "--params", desk.params, "--models", tmp_path)
+    folder = desk.copy(tmp_path)
+    shutil.rmtree(folder / "models")
+    status, _, err = vexkd("check", "--all", "-C", folder)
     assert status == 2
     *lines, last = err
-    runs = settings.load(desk.params).runs
+    runs = settings.load(folder / "params.yaml").runs
     assert [line.split(":")[0] for line in lines] == list(runs)
     assert f"{len(runs)} of the trained models differ" in one_sentence(last)
 
 
 def test_predictions_that_are_missing_or_broken(refused, desk, tmp_path):
-    run = tmp_path / "centerpoint-det/seed0"
-    given = flags({"models": tmp_path, "results": desk.results, "root": desk.town / "data"})
-    path = run / "predictions.json"
-    assert str(path) in refused("evaluate", "centerpoint-det", *given)
-    run.mkdir(parents=True)
-    (run / "curve.csv").write_text("step,loss\n1,2.0\n")
-    (run / "provenance.json").write_text("{}")
+    folder = desk.copy(tmp_path)
+    path = Path("models/centerpoint-det/seed0/predictions.json")
+    call = ["evaluate", "centerpoint-det", "-C", folder]
+    assert str(path) in refused(*call)
+    (folder / path.with_name("curve.csv")).write_text("step,loss\n1,2.0\n")
+    (folder / path.with_name("provenance.json")).write_text("{}")
     for content in ("", "{", "[]", '{"meta": {}, "results": {}}'):
-        path.write_text(content)
-        assert str(path) in refused("evaluate", "centerpoint-det", *given)
-    assert not (desk.config().parent / "metrics.json").exists()
+        (folder / path).write_text(content)
+        assert str(path) in refused(*call)
+    assert not (folder / "results/runs/centerpoint-det/metrics.json").exists()
 
 
 def test_results_that_are_not_there(refused, desk, tmp_path):
-    given = ["--params", desk.params, "--results", desk.results]
-    assert "run lidar-pretrain has no results yet; make them" in refused("table", "main", *given)
-    assert "metrics.json" in refused("figure", "distillation", *given)
-    assert "curve.csv" in refused("figure", "curves", *given)
-    scene = flags({"root": desk.town / "data", "infos": desk.town / "infos", "models": tmp_path, "results": tmp_path})
-    assert "predictions.json" in refused("figure", "birdseye", "centerpoint-det", *scene)
-    assert not any(desk.results.glob("tables/*"))
-    assert not any(desk.results.glob("figures/*"))
+    folder = desk.copy(tmp_path / "experiment")
+    here = ["-C", folder]
+    assert "run lidar-pretrain has no results yet; make them" in refused("table", "main", *here)
+    assert "metrics.json" in refused("figure", "distillation", *here)
+    assert "curve.csv" in refused("figure", "curves", *here)
+    assert "predictions.json" in refused("figure", "birdseye-centerpoint-det", *here)
+    assert not any(folder.glob("results/*/*"))
     page = tmp_path / "page.md"
     assert str(page) in refused("readme", page, "--results", tmp_path)
     page.write_text("<!-- table:main:begin -->\n<!-- table:main:end -->\n")
@@ -652,14 +661,15 @@ READERS = {
 
 @pytest.fixture
 def finished(desk, tmp_path) -> Path:
-    """A results folder in which every run has sound scores, records and a curve."""
+    """An experiment in which every run has sound scores, records and a curve."""
+    desk.copy(tmp_path)
     errors = {"translation": 0.5, "scale": 0.2, "orientation": 1.0, "velocity": 1.0, "attribute": 0.3}
     classes = dict.fromkeys(CLASSES, 0.3)
     detected = {"mAP": 0.4, "NDS": 0.4, "AP": classes, "errors": dict.fromkeys(CLASSES, errors)}
     segmented = {"mIoU": 0.3, "IoU": dict.fromkeys(settings.MAP_CLASSES, 0.3)}
     record = {"device": "CPU", "devices": 1, "threads": 1, "training_seconds": 9.0, "parameters": 10}
-    for run in settings.load(desk.params).runs.values():
-        folder = tmp_path / "runs" / run.name
+    for run in settings.load(tmp_path / "params.yaml").runs.values():
+        folder = tmp_path / "results/runs" / run.name
         folder.mkdir(parents=True)
         scores = segmented if run.task == "segmentation" else detected
         spread = json.loads(json.dumps(scores), parse_float=lambda _: None)
@@ -672,25 +682,25 @@ def finished(desk, tmp_path) -> Path:
 
 @pytest.mark.parametrize("name", READERS)
 def test_results_that_are_damaged_are_named(vexkd, refused, desk, finished, name):
-    path = finished / "runs/centerpoint-det-vexkd" / name
+    shown = Path("results/runs/centerpoint-det-vexkd") / name
+    path = finished / shown
     whole = path.read_bytes()
     for reader in READERS[name]:
-        given = [*reader, "--params", desk.params, "--results", finished]
+        given = [*reader, "-C", finished]
         assert vexkd(*given)[0] == 0
         for damage in DAMAGED.values():
             path.write_bytes(damage)
             sentence = refused(*given)
-            assert sentence.startswith(f"{path}: this is not ")
+            assert sentence.startswith(f"{shown}: this is not ")
             assert sentence.endswith("delete it and evaluate the run again.")
         path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
 def test_a_trainings_curve_that_is_damaged_is_named(refused, desk, tmp_path, damage):
-    run = tmp_path / "centerpoint-det/seed0"
-    run.mkdir(parents=True)
+    run = desk.copy(tmp_path) / "models/centerpoint-det/seed0"
     for name in ("predictions.json", "provenance.json"):
         (run / name).write_text('{"meta": {}, "results": {}}')
     (run / "curve.csv").write_bytes(damage)
-    given = flags({"models": tmp_path, "results": desk.results, "root": desk.town / "data"})
-    assert f"{run / 'curve.csv'}: this is not the curve of a training" in refused("evaluate", "centerpoint-det", *given)
+    said = refused("evaluate", "centerpoint-det", "-C", tmp_path)
+    assert "models/centerpoint-det/seed0/curve.csv: this is not the curve of a training" in said

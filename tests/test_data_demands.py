@@ -223,19 +223,15 @@ def test_an_official_split_written_out_is_no_fault(root):
 
 
 def test_train_refuses_before_the_first_step(root, asked, tmp_path, capsys):
-    from vexkd import provenance
     from vexkd.train import session
     from vexkd.train.loop import Pace
 
     run = asked(data={"sweeps": 9})
-    config = tmp_path / "runs" / RUN / "config.yaml"
-    provenance.write_text(config, json.dumps(run.training()))
-    provenance.write_text(config.with_name("inference.yaml"), json.dumps(run.after_training()))
     change(root, "sample_data", prev="")
     info_tools.build(root, VERSION, root / "infos", progress=False)
     with pytest.raises(InputError, match=r"data\.sweeps: 9 earlier sweeps are asked for, but no sample"):
         session.train(
-            config,
+            run,
             root=root,
             infos=root / "infos",
             out=tmp_path / "out",
@@ -254,16 +250,16 @@ def test_train_refuses_before_the_first_step(root, asked, tmp_path, capsys):
 def test_infos_and_preflight_hold_all_runs_against_the_data(root, tmp_path, settings, monkeypatch, capsys):
     import sys
 
-    import yaml
-    from conftest import tiny_settings
+    from conftest import experiment, tiny_settings
 
     from vexkd import cli
+    from vexkd.data import doctor
     from vexkd.measure import preflight
 
-    asked = tmp_path / "params.yaml"
-    asked.write_text(yaml.safe_dump(tiny_settings()))
+    experiment(tmp_path, {**tiny_settings(), "root": str(root)})
+    doctor.examine(root, VERSION, manifest=tmp_path / "artifacts/manifest.parquet", workers=1)
     out = tmp_path / "artifacts/infos"
-    command = ["infos", "--root", root, "--version", VERSION, "--out", out, "--params", asked]
+    command = ["infos", "-C", tmp_path]
     monkeypatch.setattr(sys, "argv", ["vexkd", *map(str, command)])
     with pytest.raises(SystemExit) as stop:
         cli.main()

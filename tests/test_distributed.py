@@ -22,6 +22,7 @@ from pathlib import Path
 import parallel
 import pytest
 import torch
+from conftest import experiment
 from safetensors.torch import load_file
 
 from vexkd import provenance
@@ -148,10 +149,11 @@ def test_progress_is_the_main_processs(pair):
 
 def start(town, out, *options):
     """`vexkd train` on two processes; the run draws dropout in each."""
+    params = parallel.settings(epochs=4, dropout=0.3)
+    experiment(out, {**params.raw, "root": str(town / "data")}, infos=town / "infos")
     command = [
-        *LAUNCH, "-m", "vexkd.cli", "train", "--config", town / "dropout/config.yaml", "--root", town / "data",
-        "--infos", town / "infos", "--out", out / "model", "--scratch", out / "scratch", "--teacher",
-        town / "fusion-det.safetensors", "--threads", "1", "--device", "cpu", *options,
+        *LAUNCH, "-m", "vexkd.cli", "train", "centerpoint-det-vexkd", "-C", out, "--out", "model",
+        "--teacher", town / "fusion-det.safetensors", "--threads", "1", "--device", "cpu", *options,
     ]  # fmt: skip
     return subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
@@ -246,7 +248,8 @@ def test_nothing_runs_on_when_the_launcher_was_killed(town, tmp_path):
 
 def train_alone(town, out, pace=None, scratch="scratch"):
     session.train(
-        town / "dropout/config.yaml", root=town / "data", infos=town / "infos", out=out / "model", seed=0, paste=None,
+        parallel.settings(epochs=4, dropout=0.3).run("centerpoint-det-vexkd"),
+        root=town / "data", infos=town / "infos", out=out / "model", seed=0, paste=None,
         start=None, teacher=town / "fusion-det.safetensors", scratch=out / scratch, threads=1, pace=pace or Pace(),
         device="cpu",
     )  # fmt: skip

@@ -9,14 +9,13 @@ import sys
 
 import pytest
 import torch
-import yaml
 from accelerate.state import AcceleratorState
-from conftest import tiny_settings
+from conftest import experiment, tiny_settings
 from safetensors.torch import load_file
 
 from vexkd.errors import InputError
 from vexkd.models import bev_model
-from vexkd.settings import Schedule, dump, from_values, parse, write_configs
+from vexkd.settings import Schedule, from_values, parse
 from vexkd.train import checkpoint, optim, session
 from vexkd.train.loop import NonFiniteError, Pace, Trainer
 from vexkd.train.predict import attribute, submission
@@ -45,28 +44,20 @@ def test_warmup_cosine_schedule():
 def desk(town, tmp_path):
     """A folder with the runs' settings at test size, and what to train them with."""
     params = parse(tiny_settings())
-    write_configs(params, tmp_path / "results")
 
-    def config(name, **changes):
-        folder = tmp_path / "results/runs" / name
-        if changes:
-            values = yaml.safe_load((folder / "config.yaml").read_text())
-            (folder / "config.yaml").write_text(dump({**values, **changes}))
-        return folder / "config.yaml"
-
-    def train(name, out="models", pace=None, **weights):
+    def train(name, out="models", pace=None, changes=None, **weights):
+        run = params.run(name)
+        run = from_values({**run.training(), **(changes or {})}, run.after_training(), name)
         arguments = {"start": None, "teacher": None, "paste": None, **weights}
         if name == "lidar-pretrain":
             arguments["paste"] = town / "paste"
         session.train(
-            config(name), root=town / "data", infos=town / "infos", out=tmp_path / out / name / "seed0", seed=0,
+            run, root=town / "data", infos=town / "infos", out=tmp_path / out / name / "seed0", seed=0,
             scratch=tmp_path / "scratch", threads=1, pace=pace or Pace(), device="cpu", **arguments,
         )  # fmt: skip
         return tmp_path / out / name / "seed0/weights.safetensors"
 
-    return type(
-        "Desk", (), {"config": staticmethod(config), "train": staticmethod(train), "path": tmp_path, "town": town}
-    )
+    return type("Desk", (), {"params": params, "train": staticmethod(train), "path": tmp_path, "town": town})
 
 
 def same(first, second):
@@ -105,8 +96,8 @@ def test_the_chain_from_pretraining_to_the_distilled_student(desk):
     assert set(header["inputs"]) == {"infos", "samples", "teacher"}
     out = desk.path / "predictions.json"
     session.predict(
-        student, root=desk.town / "data", infos=desk.town / "infos", out=out, config=desk.config("centerpoint-det-vexkd"),
-        inference=None, batch=2, workers=0, threads=1, device="cpu",
+        student, root=desk.town / "data", infos=desk.town / "infos", out=out,
+        expected=desk.params.run("centerpoint-det-vexkd"), batch=2, workers=0, threads=1, device="cpu",
     )  # fmt: skip
     assert len(json.loads(out.read_text())["results"]) == 3
     curve = (student.parent / "curve.csv").read_text().splitlines()
@@ -122,10 +113,10 @@ def test_a_killed_run_resumes_bit_for_bit(desk, number):
     undisturbed run's, whatever other programs left in the environment.
     """
     undisturbed = desk.train("centerpoint-det", out="undisturbed")
+    experiment(desk.path, {**tiny_settings(), "root": str(desk.town / "data")}, infos=desk.town / "infos")
     command = [
-        sys.executable, "-m", "vexkd.cli", "train", "--config", desk.config("centerpoint-det"), "--root", desk.town / "data",
-        "--infos", desk.town / "infos", "--out", desk.path / "killed", "--scratch",
-        desk.path / "scratch", "--threads", "1", "--device", "cpu", "--workers", "1",
+        sys.executable, "-m", "vexkd.cli", "train", "centerpoint-det", "-C", desk.path, "--out", "killed",
+        "--threads", "1", "--device", "cpu", "--workers", "1",
     ]  # fmt: skip
     command = [str(part) for part in command]
     left_over = {
@@ -159,15 +150,14 @@ def test_a_killed_run_resumes_bit_for_bit(desk, number):
 
 def test_a_distillation_resumes_bit_for_bit(desk, monkeypatch):
     """Optimiser, masks, random state and the moving average included; the stop of the masks lies in between."""
-    config = yaml.safe_load(desk.config("centerpoint-det-vexkd").read_text())
-    averaged = config["train"] | {"ema": {"decay": 0.9, "ramp": 5.0, "updates": 0}}
-    desk.config("centerpoint-det-vexkd", train=averaged)
     params = parse(tiny_settings())
+    values = params.run("centerpoint-det-vexkd").training()["train"]
+    averaged = {"train": values | {"ema": {"decay": 0.9, "ramp": 5.0, "updates": 0}}}
     teacher_run = params.run("fusion-det")
     torch.manual_seed(1)
     teacher = desk.path / "teacher.safetensors"
     checkpoint.save_weights(teacher, bev_model.build(teacher_run), run=teacher_run, inputs={}, record={})
-    undisturbed = desk.train("centerpoint-det-vexkd", out="undisturbed", teacher=teacher)
+    undisturbed = desk.train("centerpoint-det-vexkd", out="undisturbed", changes=averaged, teacher=teacher)
     stops = [2, 4]
 
     def stop_at_each_once(self):
@@ -179,9 +169,9 @@ def test_a_distillation_resumes_bit_for_bit(desk, monkeypatch):
     monkeypatch.setattr(Trainer, "_should_stop", stop_at_each_once)
     for _ in range(2):
         with pytest.raises(SystemExit) as stop:
-            desk.train("centerpoint-det-vexkd", teacher=teacher)
+            desk.train("centerpoint-det-vexkd", changes=averaged, teacher=teacher)
         assert stop.value.code == 75
-    assert same(undisturbed, desk.train("centerpoint-det-vexkd", teacher=teacher))
+    assert same(undisturbed, desk.train("centerpoint-det-vexkd", changes=averaged, teacher=teacher))
 
 
 def test_accumulated_parts_equal_the_whole_batch(desk, town):

@@ -23,7 +23,7 @@ from vexkd.geometry import BevGrid
 from vexkd.measure import inspection
 from vexkd.models import bev_model
 from vexkd.report.figures import inside_distillation
-from vexkd.settings import Run, dump, read_run, write_configs
+from vexkd.settings import Run, from_values
 from vexkd.train import checkpoint, session, tasks
 from vexkd.train.loop import Pace
 
@@ -117,25 +117,22 @@ def test_a_training_leaves_its_masks_beside_the_weights(settings, town, tmp_path
     """And a later one that learns none takes them away; the student's own file holds the student alone."""
     run = settings.run(RUN)
     save(tmp_path / "models", settings.run(TEACHER))
-    write_configs(settings, tmp_path / "results")
     out = tmp_path / "models" / RUN / "seed0"
     arguments = {
         "root": town / "data", "infos": town / "infos", "out": out, "seed": 0, "paste": None, "start": None, "threads": 1,
         "teacher": seal.weights_path(tmp_path / "models", TEACHER, 0), "scratch": tmp_path / "scratch", "pace": Pace(),
         "device": "cpu",
     }  # fmt: skip
-    config = tmp_path / "results/runs" / RUN / "config.yaml"
-    session.train(config, **arguments)
+    session.train(run, **arguments)
     teacher, _ = checkpoint.load_model(arguments["teacher"])
     masks = inspection.load_masks(run, teacher, out / "weights.safetensors")
     start = teacher.fusion.query
     assert not masks.training
     assert not torch.equal(masks.nets["low"].query, start)  # it has learned
     assert set(load_file(out / "weights.safetensors")) == set(bev_model.build(run).state_dict())
-    values = read_run(config, config.with_name("inference.yaml")).training()
+    values = run.training()
     values["distill"]["mask"] = "none"
-    config.write_text(dump(values))
-    session.train(config, **arguments)
+    session.train(from_values(values, run.after_training(), RUN), **arguments)
     assert not (out / "masks.safetensors").exists()
 
 

@@ -58,16 +58,15 @@ def predictions(keyframe, infos, tmp_path_factory) -> Path:
     from vexkd.train.loop import Pace
 
     folder = tmp_path_factory.mktemp("learnt")
-    settings.write_configs(small_settings(), folder)
-    config = folder / "runs/centerpoint-det/config.yaml"
+    run = small_settings().run("centerpoint-det")
     shared = {"root": keyframe, "infos": infos, "threads": 1, "device": "cpu"}
     none = {"paste": None, "start": None, "teacher": None}
     with pytest.MonkeyPatch.context() as patch:
         # The published momentum makes running statistics an average over hundreds of steps; here there are too few.
         patch.setitem(sparse_encoder.BATCH_NORM, "momentum", 0.1)
-        session.train(config, out=folder, seed=0, scratch=folder / "scratch", pace=Pace(), **shared, **none)
+        session.train(run, out=folder, seed=0, scratch=folder / "scratch", pace=Pace(), **shared, **none)
     session.predict(
-        folder / "weights.safetensors", out=folder / "predictions.json", config=config, inference=None, batch=1, workers=0, **shared
+        folder / "weights.safetensors", out=folder / "predictions.json", expected=run, batch=1, workers=0, **shared
     )  # fmt: skip
     return folder / "predictions.json"
 

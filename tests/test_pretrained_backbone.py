@@ -191,7 +191,6 @@ def test_the_check_knows_the_file(tmp_path, monkeypatch):
 
 def test_a_training_records_the_file_and_asks_for_it_first(town, tmp_path):
     """From files to files; without the file it ends before anything is read."""
-    import yaml
     from accelerate.state import AcceleratorState
 
     from vexkd.train.loop import Pace
@@ -200,14 +199,12 @@ def test_a_training_records_the_file_and_asks_for_it_first(town, tmp_path):
     known = settings(SWIN, file=tmp_path / "model.safetensors")
     run = known.run("fusion-conv-det")
     run = run.model_copy(update={"train": run.train.model_copy(update={"epochs": 1, "batch": 2})})
-    folder, out = tmp_path / "runs/fusion-conv-det", tmp_path / "out"
-    for name, values in (("config", run.training()), ("inference", run.after_training())):
-        provenance.write_text(folder / f"{name}.yaml", yaml.safe_dump(values))
+    out = tmp_path / "out"
     files = {"infos": town / "infos", "paste": None, "start": None, "teacher": None}
     how = {"scratch": tmp_path / "scratch", "threads": 1, "pace": Pace(), "device": "cpu"}
 
     def train():
-        session.train(folder / "config.yaml", root=town / "data", out=out, seed=0, **files, **how)
+        session.train(run, root=town / "data", out=out, seed=0, **files, **how)
 
     with pytest.raises(InputError, match="the file is not there"):
         train()

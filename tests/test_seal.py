@@ -207,25 +207,21 @@ def test_a_training_refuses_weights_of_other_settings_seed_or_run(experiment, ca
     loaded = settings.load()
     run = loaded.run({"teacher": "centerpoint-det-vexkd", "start": "fusion-det"}[role])
     name = getattr(run, role)
-    file, configs = seal.weights_path("models", name, 0), Path("results/runs")
+    file, runs = seal.weights_path("models", name, 0), loaded.runs
     given = {"start": None, "teacher": None, role: file}
-    seal.refuse_other_settings(run, configs, 0, **given)
-    assert "not compared with the settings" in capsys.readouterr().out  # none are written yet
-    settings.write_configs(loaded)
-    seal.refuse_other_settings(run, configs, 0, **given)
+    seal.refuse_other_settings(run, {}, 0, **given)
+    assert "not compared with settings" in capsys.readouterr().out
+    seal.refuse_other_settings(run, runs, 0, **given)
     metadata = seal.header(file)
     write_weights(file, {**metadata, "provenance": json.dumps({"seed": 0})})
     with pytest.raises(InputError, match=f"{role} {name}: made with seed 0, not 1; train {name} again"):
-        seal.refuse_other_settings(run, configs, 1, **given)
+        seal.refuse_other_settings(run, runs, 1, **given)
     with pytest.raises(InputError, match="these are the weights of centerpoint-det; pass those of"):
-        seal.refuse_other_settings(
-            run, configs, 0, **{**given, role: seal.weights_path("models", "centerpoint-det", 0)}
-        )
+        seal.refuse_other_settings(run, runs, 0, **{**given, role: seal.weights_path("models", "centerpoint-det", 0)})
     raw = copy.deepcopy(RAW)
     raw["train"]["clip"] = 77.0
-    settings.write_configs(settings.parse(raw))
     with pytest.raises(InputError, match=rf"{file}: {run.name}: {role} {name}: made with other settings .*train\.clip"):
-        seal.refuse_other_settings(run, configs, 0, **given)
+        seal.refuse_other_settings(run, settings.parse(raw).runs, 0, **given)
 
 
 def test_predictions_of_other_weights_are_named(experiment):

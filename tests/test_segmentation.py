@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import tiny_settings
+from conftest import experiment, tiny_settings
 from safetensors.torch import load_file
 
 from vexkd import cli, seal, settings
@@ -43,8 +43,8 @@ def rows() -> dict:
 def desk(town, tmp_path_factory) -> SimpleNamespace:
     """A folder with all runs at test size, map rasters, and weights of the segmenters in which nothing was learnt."""
     folder = tmp_path_factory.mktemp("desk")
-    raw = rows()
-    (folder / "params.yaml").write_text(settings.dump(raw))
+    raw = {**rows(), "root": str(town / "data")}
+    experiment(folder, raw, infos=town / "infos")
     params = settings.parse(raw)
     settings.write_configs(params, folder / "results")
     maps.build(town / "data", town / "infos", folder / "artifacts/maps", **seal.map_settings(params), progress=False)
@@ -72,7 +72,7 @@ def dataset(desk, name: str, **changes):
 def predicted(desk, name: str, out: Path, **options) -> Path:
     session.predict(
         seal.weights_path(desk.folder / "models", name, 0), root=desk.town / "data", infos=desk.town / "infos", out=out,
-        config=None, inference=None, batch=2, workers=0, threads=1, device="cpu", **options,
+        batch=2, workers=0, threads=1, device="cpu", **options,
     )  # fmt: skip
     return out
 
@@ -184,7 +184,7 @@ def test_the_chain_of_segmenters(desk, tmp_path):
 
     def train(name: str, **weights) -> Path:
         session.train(
-            desk.folder / "results/runs" / name / "config.yaml", root=desk.town / "data", infos=desk.town / "infos",
+            desk.settings.run(name), root=desk.town / "data", infos=desk.town / "infos",
             out=tmp_path / name, seed=0, paste=None, maps=desk.folder / "artifacts/maps", scratch=tmp_path / "scratch",
             threads=1, pace=Pace(), device="cpu", **{"start": None, "teacher": None, **weights},
         )  # fmt: skip
@@ -325,7 +325,7 @@ def test_metrics_of_a_run(desk, town, monkeypatch, tmp_path):
     """`vexkd evaluate` and the figure, held to a plain count."""
     monkeypatch.chdir(desk.folder)
     path = predicted(desk, "centerpoint-seg", seal.predictions_path("models", desk.settings.run("centerpoint-seg"), 0))
-    run("evaluate", "centerpoint-seg", "--root", town / "data", "--infos", town / "infos")
+    run("evaluate", "centerpoint-seg")
     metrics = json.loads(Path("results/runs/centerpoint-seg/metrics.json").read_text())
     expected = plain_scores(desk, path)
     assert metrics["mIoU"] == pytest.approx(np.mean([max(found) for found in expected.values()]), abs=1e-12)
@@ -339,7 +339,7 @@ def test_metrics_of_a_run(desk, town, monkeypatch, tmp_path):
     assert record["evaluation"]["predictions"] == {"0": seal.content_digest(path)}
     assert list(record["evaluation"]["weights"]["0"]) == ["weights.safetensors"]
 
-    run("figure", "maps", "centerpoint-seg", "--root", town / "data", "--infos", town / "infos", "--sample", "1")
+    run("figure", "maps-centerpoint-seg", "--sample", "1")
     frame = pd.read_csv("results/figures/maps-centerpoint-seg.csv").set_index("class")
     token = list(map_predictions.read(path).rows)[1]
     labels = maps.Maps(Path("artifacts/maps")).labels(token, np.eye(4), desk.settings.run("centerpoint-seg").map.grid)

@@ -15,8 +15,8 @@ from conftest import tiny_settings
 from vexkd import calls, seal
 from vexkd import settings as settings_module
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.measure import status
-from vexkd.measure.status import Places
 
 NOW = 2_000_000_000.0
 STEP = "step 40/480 loss 5.123 lr 1.00e-03 left 330 s\n"
@@ -32,11 +32,11 @@ class Desk:
 
     def __init__(self, params, path: Path) -> None:
         self.params, self.path = params, path
-        self.places = Places(*(path / name for name in ("results", "models", "scratch", "logs")))
+        self.experiment = Experiment(path)
         self.write("artifacts/infos/samples.parquet", "x")
         self.write("artifacts/paste/index.parquet", "x")
-        settings_module.write_configs(params, self.places.results)
-        for file in self.places.results.rglob("config.yaml"):
+        settings_module.write_configs(params, self.experiment.results)
+        for file in self.experiment.results.rglob("config.yaml"):
             os.utime(file, (NOW - 100_000, NOW - 100_000))
 
     def write(self, name: str, text: str, age: float = 0.0) -> Path:
@@ -57,7 +57,7 @@ class Desk:
         self.write(f"logs/train/{run}-seed0.log", text, age)
 
     def row(self, run: str = "lidar-pretrain") -> status.Row:
-        return status.look(self.params, self.params.run(run), 0, self.places, NOW)
+        return status.look(self.params, self.params.run(run), 0, self.experiment, NOW)
 
 
 def test_what_is_trained_predicted_and_scored_is_done(desk):
@@ -187,9 +187,9 @@ def test_a_failed_prediction_is_a_failed_row(desk):
 
 
 def test_a_failed_preparation_is_told(desk):
-    assert status.preparation(desk.places) == []
+    assert status.preparation(desk.experiment) == []
     desk.write("logs/doctor.log", "a.bin: 17 bytes\nvexkd: data: 1 problems, listed above; mend these files.\n")
-    assert status.preparation(desk.places)[0].startswith("doctor failed: data: 1 problems, listed above")
+    assert status.preparation(desk.experiment)[0].startswith("doctor failed: data: 1 problems, listed above")
 
 
 def test_progress_bars_count_as_their_last_state(desk):
@@ -199,7 +199,7 @@ def test_progress_bars_count_as_their_last_state(desk):
 
 def test_text_is_aligned_and_plain_and_loses_nothing(desk):
     desk.log(STEP)
-    rows = status.matrix(desk.params, desk.places, NOW)
+    rows = status.matrix(desk.params, desk.experiment, NOW)
     text = status.render(rows)
     lines = text.splitlines()
     assert lines[0].split() == ["run", "seed", "state", "progress", "loss", "left", "seen", "detail"]
@@ -232,12 +232,12 @@ def test_show_watches_until_nothing_is_left(desk, monkeypatch, tmp_path):
         desk.write("results/runs/lidar-pretrain/metrics.json", "{}")
 
     stream = io.StringIO()
-    status.show(path, desk.places, watch=3.0, stream=stream, sleep=sleep)
+    status.show(desk.experiment, watch=3.0, stream=stream, sleep=sleep)
     assert slept == [3.0]
     assert stream.getvalue().count("1 trainings: 1 ") == 2
     assert "\033" not in stream.getvalue()
-    with pytest.raises(InputError, match="no such settings file"):
-        status.show(tmp_path / "other.yaml", desk.places, stream=stream)
+    with pytest.raises(InputError, match="this folder|no experiment"):
+        status.show(Experiment(tmp_path / "other"), stream=stream)
 
 
 @pytest.mark.parametrize("place", [".", "full"], ids=["from its folder", "from above"])
@@ -249,14 +249,14 @@ def test_a_change_since_the_start_is_told_and_only_a_change(tmp_path, monkeypatc
     base.write_text(yaml.safe_dump(tiny_settings()))
     (folder / "params.yaml").write_text("# a comment\nextends: [../base.yaml]\n")
     monkeypatch.chdir(folder)
-    locks = calls.freeze(calls.begin(), works=True)
+    locks = calls.freeze(calls.begin())
     if place == "full":
         monkeypatch.chdir(tmp_path)
-    file = Path(place if place == "full" else "") / "params.yaml"
+    experiment = Experiment(Path(place))
 
     def warned() -> bool:
         stream = io.StringIO()
-        status.show(file, Places(), stream=stream)
+        status.show(experiment, stream=stream)
         return "has changed since Snakemake started" in stream.getvalue()
 
     assert not warned()
@@ -278,5 +278,5 @@ def test_a_hundred_rows_are_seen_in_a_moment(desk):
     desk.log(STEP * 2000)
     began = time.monotonic()
     for _ in range(20):
-        status.matrix(desk.params, desk.places, NOW)
+        status.matrix(desk.params, desk.experiment, NOW)
     assert time.monotonic() - began < 2

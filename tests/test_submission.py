@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     checkpoint.save_weights(folder / "weights.safetensors", bev_model.build(run), run=run, inputs={}, record={})
     session.predict(
         folder / "weights.safetensors", root=folder / "town", infos=folder / "infos", out=folder / "predictions.json",
-        config=None, inference=None, batch=1, workers=0, threads=1, device="cpu", split="test",
+        batch=1, workers=0, threads=1, device="cpu", split="test",
     )  # fmt: skip
     return folder, run
 

@@ -1,9 +1,9 @@
 """A call of Snakemake and the settings it started with: frozen in a folder of their own, which its jobs read.
 
-`.snakemake/calls/call-<hash of the settings>/` holds params.yaml and every run's config.yaml and inference.yaml. It never
-changes, so that neither an edit, nor `git switch`, nor another call reaches jobs that wait. `results/runs` and
-`results/settings`, on which rules depend, are written by one call at a time. A call lives as long as its process: locks of
-the operating system end with it, whatever files it leaves behind.
+`.snakemake/calls/call-<hash of the settings>/` holds params.yaml as it was read, and never changes, so that neither an edit,
+nor `git switch`, nor another call reaches jobs that wait: the workflow names the copy to them (`experiment.CALL`). The merged
+settings in `results/runs` and `results/settings`, on which rules depend, are written by one call at a time; a dry run writes
+none. A call lives as long as its process: locks of the operating system end with it, whatever files it leaves behind.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import IO
 
 from vexkd import content, provenance, seal, settings
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.settings import Params
 
 FOLDER = Path(".snakemake/calls")
@@ -40,17 +41,12 @@ class Call:
         """The frozen params.yaml."""
         return self.folder / "params.yaml"
 
-    @property
-    def runs(self) -> Path:
-        """The folder of every run's config.yaml and inference.yaml."""
-        return self.folder / "runs"
-
 
 def begin(path: Path | str = "params.yaml") -> Call:
     """Read params.yaml for a call. Nothing is written yet. Raises InputError as `settings.load`."""
     params = settings.load(path)
-    content = {name: [run.training(), run.after_training()] for name, run in params.runs.items()}
-    return Call(params, FOLDER / f"call-{provenance.digest([params.raw, content])}")
+    merged = {name: [run.training(), run.after_training()] for name, run in params.runs.items()}
+    return Call(params, FOLDER / f"call-{provenance.digest([params.raw, merged])}")
 
 
 def of_job(name: str | None) -> Call:
@@ -61,36 +57,28 @@ def of_job(name: str | None) -> Call:
     return Call(settings.load(folder / "params.yaml"), folder)
 
 
-def freeze(call: Call, results: Path | str = "results", *, works: bool, alone: bool = True) -> list[IO]:
+def freeze(call: Call, *, alone: bool = True) -> list[IO]:
     """Keep the call's settings for its jobs and write the files that rules depend on; returns the locks, to be kept open.
 
-    works: the call makes something, so that no second one may beside it. alone: False for `--nolock`. Beside a call that
-    works, a look at the plan writes only what is missing, and a call with `--nolock` keeps the times of what it changes.
-    Raises InputError where another call works here.
+    alone: False for `--nolock`: beside a call that works, such a call keeps the times of what it changes. Raises InputError
+    where another call works here.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
-    locks: list[IO] = []
     with _locked(FOLDER / _WRITING):
         running = _take(FOLDER / _RUNNING, fcntl.LOCK_EX)
-        if running is None and works and alone:
+        if running is None and alone:
             raise InputError(
                 f"{Path.cwd().name}: another call of Snakemake works in this folder ({_holder()}); wait for it, or end it."
             )
         _copy(call)
         held = _take(call.folder / _HELD, fcntl.LOCK_SH)
-        _write_settings(call.params, Path(results), beside=running is None, works=works)
-        if works:
-            locks += [lock for lock in (running, held) if lock is not None]
-            if running is not None:
-                with contextlib.suppress(OSError):  # another user's file that may only be read
-                    running.truncate(0)
-                    running.write(f"{call.folder.name} {os.getpid()}\n")
-                    running.flush()
-        else:
-            for lock in (running, held):
-                if lock is not None:
-                    lock.close()
-    return locks
+        _write_settings(call.params, beside=running is None)
+        if running is not None:
+            with contextlib.suppress(OSError):  # another user's file that may only be read
+                running.truncate(0)
+                running.write(f"{call.folder.name} {os.getpid()}\n")
+                running.flush()
+    return [lock for lock in (running, held) if lock is not None]
 
 
 def living(folder: Path | str = ".") -> Path | None:
@@ -124,8 +112,6 @@ def _copy(call: Call) -> None:
     part = Path(tempfile.mkdtemp(prefix=".new-", dir=FOLDER))
     try:
         part.chmod(0o777 & ~_umask())
-        for name, text in _texts(call.params).items():
-            provenance.write_text(part / name, text)
         (part / _HELD).touch()
         provenance.write_text(part / "params.yaml", settings.dump(call.params.raw))
         with contextlib.suppress(OSError):  # another call with equal settings was faster
@@ -134,29 +120,27 @@ def _copy(call: Call) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_settings(params: Params, results: Path, *, beside: bool, works: bool) -> None:
+def _write_settings(params: Params, *, beside: bool) -> None:
     """Files that rules depend on, each only if its content changes.
 
     beside: another call works here; its jobs' results must not seem older than what is written.
     """
-    for name, text in _texts(params).items():
-        file = results / name
-        if beside and file.is_file():
-            if not works:
-                continue
-            before = file.stat()
-            provenance.write_text(file, text, only_if_changed=True)
+    for file, text in settings_files(params).items():
+        before = file.stat() if beside and file.is_file() else None
+        provenance.write_text(file, text, only_if_changed=True)
+        if before is not None:
             content.set_time(file, before.st_mtime_ns)
-        else:
-            provenance.write_text(file, text, only_if_changed=True)
 
 
-def _texts(params: Params) -> dict[str, str]:
-    """Files of settings by their path below `results` or a frozen copy."""
-    texts = {f"settings/{name}.yaml": settings.dump(values) for name, values in seal.shared_settings(params).items()}
+def settings_files(params: Params) -> dict[Path, str]:
+    """The text of each file of merged settings that rules depend on."""
+    experiment = Experiment()
+    texts = {
+        experiment.shared_settings(name): settings.dump(values) for name, values in seal.shared_settings(params).items()
+    }
     for name, run in params.runs.items():
-        texts[f"runs/{name}/config.yaml"] = settings.dump(run.training())
-        texts[f"runs/{name}/inference.yaml"] = settings.dump(run.after_training())
+        texts[experiment.run(name).config] = settings.dump(run.training())
+        texts[experiment.run(name).inference] = settings.dump(run.after_training())
     return texts
 
 

@@ -27,6 +27,7 @@ from vexkd.settings import Params, Run
 
 CALL = "VEXKD_CALL"
 SENSORS = ("lidar", "camera")
+TEST_VERSION = "v1.0-test"
 _INFOS = ("samples", "sweeps", "cameras", "boxes")
 
 
@@ -162,7 +163,7 @@ class Experiment:
         """The settings. Raises InputError where they are missing or wrong."""
         file = self.settings_file
         if not file.is_file():
-            where = "the folder" if self.folder == Path() else str(self.folder)
+            where = "this folder" if self.folder == Path() else str(self.folder)
             raise InputError(
                 f"{file}: there are no settings; {where} is no experiment: go to one, or name it with -C FOLDER."
             )

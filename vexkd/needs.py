@@ -23,6 +23,12 @@ def needed_files(runs: Iterable[Run]) -> tuple[list[str], list[str]]:
     return list(splits), [name for name in ("lidar", "camera") if name in found]
 
 
+def submission_files(runs: Iterable[Run]) -> tuple[list[str], list[str]]:
+    """As `needed_files`, of nuScenes' test set: what the detectors among some runs read."""
+    found = {name for run in runs if run.task == "detection" for name in run.sensors}
+    return ["test"], [name for name in ("lidar", "camera") if name in found]
+
+
 def uncovered(covers: dict[str, Any], runs: Iterable[Run]) -> str:
     """What some runs read and a manifest does not cover (`vexkd.covers`; a list that is absent is of all), in words."""
     asked = dict(zip(("splits", "sensors"), needed_files(runs), strict=True))

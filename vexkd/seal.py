@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,23 +191,22 @@ def made_otherwise(run: Run, metadata: dict[str, str], seed: int) -> str:
     return f"made with seed {made}, not {seed}" if made not in (seed, None) else ""
 
 
-def refuse_other_settings(run: Run, configs: Path, seed: int, *, start: Path | None, teacher: Path | None) -> None:
+def refuse_other_settings(
+    run: Run, runs: Mapping[str, Run], seed: int, *, start: Path | None, teacher: Path | None
+) -> None:
     """Raises InputError where the weights to start from, or the teacher's, are not of the settings and seed asked for.
 
-    configs: the folder of every run's config.yaml and inference.yaml, in which theirs stand beside this run's.
+    runs: those of the experiment; a start or teacher that is none of them is not compared.
     """
     for role, name, weights in (("start", run.start, start), ("teacher", run.teacher, teacher)):
         if name is None or weights is None or not weights.is_file():
             continue  # said where the weights are read
-        file = configs / name / "config.yaml"
-        if not file.is_file():
-            print(f"{weights}: not compared with the settings of {name}: there is no {file}.", flush=True)
+        if name not in runs:
+            print(f"{weights}: not compared with settings: there is no run {name} to compare it with.", flush=True)
             continue
-        asked = settings.read_run(file, file.with_name("inference.yaml"))
-        where = f"{weights}: {run.name}: {role} {name}"
-        if problem := made_otherwise(asked, header(weights), seed):
+        if problem := made_otherwise(runs[name], header(weights), seed):
             cure = "" if "pass those" in problem else f"; train {name} again"
-            raise InputError(f"{where}: {problem}{cure}.")
+            raise InputError(f"{weights}: {run.name}: {role} {name}: {problem}{cure}.")
 
 
 def deployed_settings(run: Run) -> dict[str, Any]:

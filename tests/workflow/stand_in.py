@@ -16,37 +16,31 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from vexkd import content, leftovers, provenance, seal, settings
+from vexkd import content, leftovers, needs, provenance, seal, settings
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.report import outputs, records, sources
 
 
 def main(verb: str, *arguments: str) -> None:
     names, options = parse(arguments)
     if log := os.environ.get("STAND_IN_CALLS"):
-        made = {"train": Path(options.get("out", "")), "predict": Path(options.get("out", "")).parent}
+        seed = f"seed{options['seed']}" if verb in ("train", "predict") else ""
         with open(log, "a", encoding="utf-8") as stream:
-            print(verb, *names, *(made[verb].parts[-2:] if verb in made else []), file=stream)
+            print(*[word for word in (verb, *names, seed) if word], file=stream)
     VERBS[verb](names, options)
 
 
 def parse(arguments: tuple[str, ...]) -> tuple[list[str], dict]:
+    """Names and options; those in FLAGS have no value."""
     names: list[str] = []
-    options: dict = {"seeds": []}
+    options: dict = {}
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
-        if word == "--":
-            names += rest
-            break
-        if word == "--all":
-            options["all"] = True
-        elif word == "--remove":
-            options["remove"] = True
-        elif word == "--seeds":
-            options["seeds"].append(rest.pop(0))
+        if word in FLAGS:
+            options[word[2:]] = True
         elif word.startswith("--"):
             options[word[2:]] = rest.pop(0)
         else:
@@ -65,26 +59,26 @@ def digest(*paths: str | Path) -> str:
 
 
 def synthesize(names: list[str], options: dict) -> None:
-    root = Path(names[0])
+    root = EXPERIMENT.root
     if root.is_dir() and any(root.iterdir()):
         sys.exit(f"{root} is not empty")
     rows = [{"token": name, "name": name, "log_token": ""} for name in SCENES]
+    town = seal.shared_settings(EXPERIMENT.params)["town"]
     write(root / "v1.0-mini" / "scene.json", json.dumps(rows))
-    write(root / "v1.0-mini" / "log.json", sorted(options.items()))
+    write(root / "v1.0-mini" / "log.json", sorted(town.items()))
+    write(root / "town.yaml", settings.dump(town).rstrip("\n"))
 
 
 def doctor(names: list[str], options: dict) -> None:
-    tables = sorted(Path(options["root"]).glob("v1.0-*/*.json"))
-    covers = {name: options[name].split(",") if name in options else None for name in ("splits", "sensors")}
+    root = EXPERIMENT.root
+    tables = sorted(root.glob("v1.0-*/*.json"))
+    covers = dict(zip(("splits", "sensors"), needs.needed_files(EXPERIMENT.params.runs.values()), strict=True))
     known = digest(*(table for table in tables if table.name != "splits.json"))
-    files = {"path": [str(t.relative_to(options["root"])) for t in tables], "sha256": [digest(t) for t in tables]}
-    write_table(
-        Path(options["manifest"]),
-        files,
-        version=options["version"],
-        covers=json.dumps(covers),
-        tables=known,
-        all=digest(*tables),
+    files = {"path": [str(t.relative_to(root)) for t in tables], "sha256": [digest(t) for t in tables]}
+    told = {"version": EXPERIMENT.version, "covers": json.dumps(covers), "tables": known, "all": digest(*tables)}
+    write_table(EXPERIMENT.manifest, files, **told)
+    write(
+        EXPERIMENT.artifacts / "data.yaml", settings.dump(seal.shared_settings(EXPERIMENT.params)["data"]).rstrip("\n")
     )
 
 
@@ -98,15 +92,15 @@ def write_table(path: Path, columns: dict[str, list[str]] | None = None, **metad
 
 def infos(names: list[str], options: dict) -> None:
     """Each scene holds one sample, named as it is."""
-    manifest, out = content.manifest_digest(Path("artifacts/manifest.parquet")), Path(options["out"])
+    version, manifest = EXPERIMENT.version, content.manifest_digest(EXPERIMENT.manifest)
     for name in ("sweeps", "cameras", "boxes"):
-        write(out / f"{name}.parquet", name, manifest)
-    custom = Path(options["root"]) / options["version"] / "splits.json"
+        write(EXPERIMENT.infos / f"{name}.parquet", name, manifest)
+    custom = EXPERIMENT.root / version / "splits.json"
     known = {"mini_train": SCENES[:2], "mini_val": SCENES[2:]}
     known |= json.loads(custom.read_text(encoding="utf-8")) if custom.is_file() else {}
     write_table(
-        out / "samples.parquet",
-        version=options["version"],
+        EXPERIMENT.infos / "samples.parquet",
+        version=version,
         content=provenance.digest(manifest),
         manifest=manifest,
         splits_file=provenance.file_digest(custom) if custom.is_file() else "",
@@ -117,24 +111,21 @@ def infos(names: list[str], options: dict) -> None:
 
 
 def paste(names: list[str], options: dict) -> None:
-    folder, out = Path("artifacts/infos"), Path(options["out"])
-    recipe = {"split": options["split"], "samples": content.split_digests(folder).get(options["split"])}
-    recipe |= {"min_points": int(options["min-points"]), "sweeps": int(options["sweeps"])}
-    recipe["infos"] = seal.content_digest(folder)
-    write(out / "points.npy", *recipe.items())
-    write_table(out / "index.parquet", points=json.dumps(recipe))
+    asked = seal.shared_settings(EXPERIMENT.params)["paste"]
+    samples = content.split_digests(EXPERIMENT.infos).get(asked["split"])
+    recipe = {**asked, "samples": samples, "infos": seal.content_digest(EXPERIMENT.infos)}
+    write(EXPERIMENT.paste / "points.npy", *recipe.items())
+    write_table(EXPERIMENT.paste / "index.parquet", points=json.dumps(recipe))
 
 
 def maps(names: list[str], options: dict) -> None:
-    out = Path(options["out"])
-    recipe = {"reach": float(options["reach"]), "cell": float(options["cell"]), "edges": options["edges"]}
-    recipe["infos"] = seal.content_digest(Path("artifacts/infos"))
-    write(out / "rasters.npy", *recipe.items())
-    write_table(out / "index.parquet", maps=json.dumps(recipe))
+    recipe = {**seal.map_settings(EXPERIMENT.params), "infos": seal.content_digest(EXPERIMENT.infos)}
+    write(EXPERIMENT.maps / "rasters.npy", *recipe.items())
+    write_table(EXPERIMENT.maps / "index.parquet", maps=json.dumps(recipe))
 
 
 def fetch_weights(names: list[str], options: dict) -> None:
-    weights = settings.load(options["params"]).run(names[0]).camera.backbone.weights
+    weights = EXPERIMENT.params.run(names[0]).camera.backbone.weights
     write(weights.file, weights.name)
 
 
@@ -144,24 +135,20 @@ def train(names: list[str], options: dict) -> None:
     if sentence := os.environ.get("STAND_IN_REFUSAL"):
         print(f"vexkd: {sentence}", file=sys.stderr)
         sys.exit(2)
-    if not Path(options["root"]).is_dir():
-        sys.exit(f"{options['root']}: there is no such data set")
+    if not EXPERIMENT.root.is_dir():
+        sys.exit(f"{EXPERIMENT.root}: there is no such data set")
     if meanwhile := os.environ.get("STAND_IN_MEANWHILE"):
         subprocess.run(meanwhile, shell=True, check=True)
-    out, config, seed = Path(options["out"]), Path(options["config"]), int(options["seed"])
-    run = settings.read_run(config, config.with_name("inference.yaml"))
-    given = {name: Path(options[name]) if name in options else None for name in ("start", "teacher")}
+    run, seed = EXPERIMENT.params.run(names[0]), int(options["seed"])
+    training, sources_of_run = EXPERIMENT.training(run.name, seed), seal.inputs(run, seed)
+    given = {name: sources_of_run.get(name) for name in ("start", "teacher")}
     try:
-        seal.refuse_other_settings(run, config.parent.parent, seed, **given)
+        seal.refuse_other_settings(run, EXPERIMENT.params.runs, seed, **given)
     except InputError as error:
         print(f"vexkd: {error}", file=sys.stderr)
         sys.exit(2)
-    sources = seal.inputs(run, seed)
-    for name in ("paste", "maps", "start", "teacher"):
-        if (name in sources) != (name in options):
-            sys.exit(f"{run.name}: --{name} does not fit the settings")
-    recorded = {name: seal.content_digest(path) for name, path in sources.items()}
-    recorded["samples"] = content.split_digests(Path(options["infos"])).get(run.data.train_split)
+    recorded = {name: seal.content_digest(path) for name, path in sources_of_run.items()}
+    recorded["samples"] = content.split_digests(EXPERIMENT.infos).get(run.data.train_split)
     metadata = {
         "format": seal.FORMAT,
         "settings": json.dumps(run.training()),
@@ -169,14 +156,14 @@ def train(names: list[str], options: dict) -> None:
         "inputs": json.dumps(recorded),
         "provenance": json.dumps({"seed": seed}),
     }
-    state = Path(options["scratch"]) / run.name / f"seed{options['seed']}-{provenance.digest(recorded)}" / "state"
-    learnt = learn(f"{run.name} {options['seed']}", state, float(options.get("max-seconds", "inf")))
+    state = EXPERIMENT.scratch / run.name / f"seed{seed}-{provenance.digest(recorded)}" / "state"
+    learnt = learn(f"{run.name} {seed}", state, float(options.get("max-seconds", "inf")))
     head = json.dumps({"__metadata__": metadata, "seed": options["seed"], "learnt": learnt}).encode()
-    out.mkdir(parents=True, exist_ok=True)
+    training.folder.mkdir(parents=True, exist_ok=True)
     learnt_of = provenance.digest([run.training(), recorded, seed, learnt]).encode()
-    (out / "weights.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + learnt_of + bytes(LARGE))
-    write(out / "curve.csv", "epoch,loss", "0,1.0", "1,0.5")
-    write(out / "provenance.json", "{}")
+    training.weights.write_bytes(len(head).to_bytes(8, "little") + head + learnt_of + bytes(LARGE))
+    write(training.curve, "epoch,loss", "0,1.0", "1,0.5")
+    write(training.provenance, "{}")
 
 
 def learn(name: str, state: Path, seconds: float) -> str:
@@ -202,100 +189,95 @@ def learn(name: str, state: Path, seconds: float) -> str:
 
 
 def predict(names: list[str], options: dict) -> None:
-    inference = yaml.safe_load(Path(options["inference"]).read_text(encoding="utf-8"))
-    results = digest(options["weights"], options["inference"])
-    folder, digests = Path(options["infos"]), content.Digests()
-    origin = {"weights": digests.tensors(Path(options["weights"])), "infos": digests.of(folder)}
+    run = EXPERIMENT.params.run(names[0])
+    training = EXPERIMENT.training(run.name, options["seed"])
+    out, inference = training.predictions(run.task, options.get("drop")), run.after_training()
+    results = digest(training.weights) + provenance.digest(inference)
+    digests = content.Digests()
+    origin = {"weights": digests.tensors(training.weights), "infos": digests.of(EXPERIMENT.infos)}
+    origin["samples"] = content.split_digests(EXPERIMENT.infos)[inference["val_split"]]
     meta = {"inference": inference, "made_from": origin}
-    origin["samples"] = content.split_digests(folder)[inference["val_split"]]
-    if options["out"].endswith(".safetensors"):
+    if out.suffix == ".safetensors":
         header = json.dumps({"__metadata__": {"vexkd": json.dumps({**meta, "results": results})}}).encode()
-        Path(options["out"]).write_bytes(len(header).to_bytes(8, "little") + header)
+        out.write_bytes(len(header).to_bytes(8, "little") + header)
         return
-    write(options["out"], json.dumps({"meta": {"use_lidar": True, **meta}, "results": results}))
+    write(out, json.dumps({"meta": {"use_lidar": True, **meta}, "results": results}))
 
 
 def evaluate(names: list[str], options: dict) -> None:
-    folder, params = Path("results/runs") / names[0], Path(options["settings"]) / names[0]
-    run = settings.read_run(params / "config.yaml", params / "inference.yaml")
-    seeds = {seed: Path("models") / names[0] / f"seed{seed}" for seed in options["seeds"]}
-    predictions = {name: seal.predictions_path("models", run, int(name)) for name in seeds}
-    if sensor := options.get("without"):
-        files = {name: path.with_stem(f"{path.stem}-without-{sensor}") for name, path in predictions.items()}
-        made = {name: provenance.file_digest(path) for name, path in files.items()}
-        record = {"predictions": made, "split": run.data.val_split, "config": run.inference.evaluation}
-        write(folder / f"metrics-without-{sensor}.json", json.dumps({"evaluation": record}))
+    run, kept = EXPERIMENT.params.run(names[0]), EXPERIMENT.run(names[0])
+    sensor = options.get("without")
+    trainings = {str(seed): EXPERIMENT.training(run.name, seed) for seed in EXPERIMENT.params.seeds}
+    predictions = {seed: training.predictions(run.task, sensor) for seed, training in trainings.items()}
+    hashes = {seed: provenance.file_digest(path) for seed, path in predictions.items()}
+    if sensor:
+        record = {"predictions": hashes, "split": run.data.val_split, "config": run.inference.evaluation}
+        write(kept.metrics_without(sensor), json.dumps({"evaluation": record}))
         return
     score = int(digest(*predictions.values())[:6], 16) / 2**24
-    made = {
-        "predictions": {name: provenance.file_digest(path) for name, path in predictions.items()},
-        "weights": {
-            name: {"weights.safetensors": provenance.file_digest(seed / "weights.safetensors")}
-            for name, seed in seeds.items()
-        },
-    }
-    write(folder / "metrics.json", json.dumps({"NDS": score}))
-    write(folder / "curve.csv", next(iter(seeds.values())).joinpath("curve.csv").read_text(encoding="utf-8").strip())
-    write(folder / "resamples.json", "{}")
-    files = {name: provenance.file_digest(folder / name) for name in ("metrics.json", "curve.csv", "resamples.json")}
-    made |= {"files": files, "dataset": {"split": run.data.val_split}, "config": run.inference.evaluation}
-    write(folder / "provenance.json", json.dumps({"evaluation": made}))
+    weights = {s: {"weights.safetensors": provenance.file_digest(t.weights)} for s, t in trainings.items()}
+    write(kept.metrics, json.dumps({"NDS": score}))
+    write(kept.curve, next(iter(trainings.values())).curve.read_text(encoding="utf-8").strip())
+    write(kept.resamples, "{}")
+    files = {path.name: provenance.file_digest(path) for path in (kept.metrics, kept.curve, kept.resamples)}
+    record = {"predictions": hashes, "weights": weights, "files": files, "config": run.inference.evaluation}
+    write(kept.provenance, json.dumps({"evaluation": {**record, "dataset": {"split": run.data.val_split}}}))
 
 
 def table(names: list[str], options: dict) -> None:
-    rows = settings.load(options["params"]).table(names[0])
-    scores = [Path(f"results/runs/{row}/metrics.json").read_text(encoding="utf-8").strip() for row in rows]
-    stem, params, places = Path("results/tables") / names[0], settings.load(options["params"]), sources.Places()
+    params, stem = EXPERIMENT.params, EXPERIMENT.tables / names[0]
+    rows = params.table(names[0])
+    scores = [EXPERIMENT.run(row).metrics.read_text(encoding="utf-8").strip() for row in rows]
     for end in records.TABLE_FILES:
         write(f"{stem}.{end}", *zip(rows, scores, strict=True))
     made_from, asked = sources.of_table(names[0], params), sources.table_settings(names[0], params)
-    record = records.of_files(stem, records.TABLE_FILES, made_from, asked, places)
+    record = records.of_files(stem, records.TABLE_FILES, made_from, asked, sources.Places())
     provenance.write_json(f"{stem}.provenance.json", {"table": names[0], **record})
 
 
 def figure(names: list[str], options: dict) -> None:
-    names = names[1:] if names[0] == "chart" else names
+    params, name = EXPERIMENT.params, names[0]
     for end in records.FIGURE_FILES:
-        write(f"results/figures/{'-'.join(names)}.{end}", names)
-    if "params" in options:
-        records.of_chart(names[0], settings.load(options["params"]), Path("results"))
+        write(EXPERIMENT.figures / f"{name}.{end}", names)
+    kind, rows = sources.figures(params)[name].kind, sources.figures(params)[name].rows
+    if kind == name:
+        records.of_chart(name, params, EXPERIMENT.results)
         return
-    kind, run = names
-    segments = {"maps": True} if kind == "masks" and "maps" in options else {}
-    student = options.get("student")
-    records.of_sample(kind, run, places=sources.Places(), seed=int(options["seed"]), student=student, **segments)
+    run = params.run(rows[0])
+    student = run.student if kind in ("camera", "errors") else None
+    segments = kind == "masks" and run.task == "segmentation"
+    places, seed = sources.Places(), params.seeds[0]
+    records.of_sample(kind, run.name, places=places, seed=seed, student=student, maps=segments)
 
 
 def page(names: list[str], options: dict) -> None:
-    params, places = settings.load(options["params"]), sources.Places()
-    text = "".join(f"{file}\n" for file in sorted(Path("results").glob("tables/*.md")))
-    signed = records.signed(text, sources.of_page(params), sources.page_settings(params), places)
-    Path("results/report.html").write_text(signed, encoding="utf-8")
+    params = EXPERIMENT.params
+    text = "".join(f"{file}\n" for file in sorted(EXPERIMENT.tables.glob("*.md")))
+    signed = records.signed(text, sources.of_page(params), sources.page_settings(params), sources.Places())
+    EXPERIMENT.page.write_text(signed, encoding="utf-8")
 
 
 def inspect(names: list[str], options: dict) -> None:
-    folder = Path(options["models"]) / names[0] / f"seed{options['seed']}"
-    settings = json.loads(seal.header(folder / "weights.safetensors")["settings"])
-    runs = [names[0], settings["student"], settings["teacher"]]
-    paths = {name: seal.weights_path(options["models"], name, int(options["seed"])) for name in runs}
-    made = {"made_from": {name: provenance.file_digest(path) for name, path in paths.items()}}
+    run, seed = EXPERIMENT.params.run(names[0]), EXPERIMENT.params.seeds[0]
+    weights = {name: EXPERIMENT.training(name, seed).weights for name in (run.name, run.student, run.teacher)}
+    made = {"made_from": {name: provenance.file_digest(path) for name, path in weights.items()}}
     head = json.dumps({"__metadata__": {"vexkd": json.dumps(made)}}).encode()
-    (folder / "inspection.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    EXPERIMENT.training(run.name, seed).inspection.write_bytes(len(head).to_bytes(8, "little") + head)
 
 
 def latency(names: list[str], options: dict) -> None:
-    weights = seal.weights_path(options["models"], names[0], int(options["seed"]))
-    write(f"results/runs/{names[0]}/latency.json", json.dumps({"weights": provenance.file_digest(weights)}))
+    weights = EXPERIMENT.training(names[0], options["seed"]).weights
+    write(EXPERIMENT.run(names[0]).latency, json.dumps({"weights": provenance.file_digest(weights)}))
 
 
 def summary(names: list[str], options: dict) -> None:
-    params = settings.load(options["params"])
+    params = EXPERIMENT.params
     made = {"parameters": 1, "settings_digest": seal.model_digest(params, params.run(names[0]))}
     write(options["json"], json.dumps(made))
 
 
 def check(names: list[str], options: dict) -> None:
-    params = settings.load(options.get("params", "params.yaml"))
+    params = EXPERIMENT.params
     problems = seal.check(params, names=names or None)
     if "all" in options:
         problems += outputs.problems(params) + leftovers.sentences(params)
@@ -304,12 +286,14 @@ def check(names: list[str], options: dict) -> None:
 
 
 def clean(names: list[str], options: dict) -> None:
-    found = leftovers.find(settings.load("params.yaml"))
-    print(*found, sep="\n")
+    left_over = leftovers.find(EXPERIMENT.params)
+    print(*left_over, sep="\n")
     if "remove" in options:
-        leftovers.remove(found)
+        leftovers.remove(left_over)
 
 
+EXPERIMENT = Experiment()
+FLAGS = ("--all", "--remove", "--test")
 SCENES = ["scene-0061", "scene-0553", "scene-0103", "scene-0916"]
 LARGE = 1_200_000  # above the size up to which Snakemake takes checksums unless told otherwise
 VERBS = {

@@ -105,11 +105,11 @@ def train_command(place, *arguments):
 def test_the_command_of_a_training_follows_the_resources(checkout):
     place = checkout()
     plain = train_command(place)
-    assert " 1 logs/train/fusion-det-seed0.log vexkd train --config" in plain
+    assert " 1 logs/train/fusion-det-seed0.log vexkd train fusion-det --seed 0" in plain
     assert not [option for option in ("--workers", "--accumulate", "--max-seconds", "nproc") if option in plain]
     asked = ["gpu=2", "workers=3", "accumulate=4", "runtime=60"]
     several = train_command(place, "--set-resources", *(f"train:{one}" for one in asked))
-    assert " --standalone --nproc_per_node 2 --no-python vexkd train --config" in several
+    assert " --standalone --nproc_per_node 2 --no-python vexkd train fusion-det --seed 0" in several
     assert " --workers 3 --accumulate 4 --max-seconds 3000" in several
 
 
@@ -119,7 +119,7 @@ def test_several_nodes_meet_through_srun(checkout):
     command = train_command(place, "--set-resources", *spread, "--set-threads", "train=6", "--cores", "6")
     assert (
         " srun --nodes 2 --ntasks 2 --ntasks-per-node 1 --kill-on-bad-exit=1"
-        " vexkd-launch --srun --nproc_per_node 2 --no-python vexkd train --config" in command
+        " vexkd-launch --srun --nproc_per_node 2 --no-python vexkd train fusion-det --seed 0" in command
     )
     assert " --threads 3 " in f"{command} "
     refused = place.snakemake(

@@ -16,7 +16,7 @@ def touched_by_the_student(place) -> list[str]:
     runs = [name for name, run in params.runs.items() if "centerpoint-det" in (name, run.student)]
     jobs = [f"{verb} {run} seed{seed}" for verb in ("train", "predict") for run in runs for seed in params.seeds]
     jobs += [f"evaluate {run}" for run in runs] + ["figure curves", "figure distillation", "page"]
-    jobs += [f"figure birdseye {run}" for run in runs]
+    jobs += [f"figure birdseye-{run}" for run in runs]
     jobs += [f"table {name}" for name, rows in params.tables.items() if set(rows) & set(runs)]
     return sorted(jobs)
 

@@ -11,7 +11,7 @@ from workflow.test_rerun import RATE, assert_settled
 
 TABLE = "results/tables/main.md"
 PAGE = "results/report.html"
-SHOWN = ("table", "curves", "distillation", "birdseye", "chart", "report_page")
+SHOWN = ("table", "figure", "report_page")
 
 
 def shown(place) -> dict[str, int]:
@@ -69,14 +69,14 @@ def test_the_page_of_another_commit_is_not_sealed(older):
 
 def test_an_older_figure_is_not_sealed(older):
     older.run("git", "checkout", "-q", "HEAD~1", "--", "results/figures")
-    assert_held(older, "results/figures/distillation", {"distillation": 1, "birdseye": 2, "report_page": 1})
+    assert_held(older, "results/figures/distillation", {"figure": 3, "report_page": 1})
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "csv"])
 def test_a_replaced_file_of_a_figure_is_made_again(sealed, ending):
     file = f"results/figures/birdseye-fusion-det.{ending}"
     (sealed.folder / file).write_text("of another run")
-    assert_held(sealed, file, {"birdseye": 1, "report_page": 1})
+    assert_held(sealed, file, {"figure": 1, "report_page": 1})
 
 
 @pytest.mark.parametrize("file", [TABLE, "results/tables/main.provenance.json", "results/tables/main.csv", PAGE])

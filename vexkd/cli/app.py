@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
@@ -22,39 +24,45 @@ app = typer.Typer(
 )
 
 
+def verb(panel: str, *, example: str, name: str | None = None) -> Callable[[Callable], Callable]:
+    """Make a function a verb, in this panel of `vexkd --help`, with an example at the end of its own."""
+    return app.command(name, rich_help_panel=panel, epilog=f"Example: {example}")
+
+
 def main() -> None:
     """Run a verb; bad input ends in one sentence and status 2, what another process holds in 1, a saved stop in 75."""
-    status = 2
     code.version()  # before the verb works: the checkout may move on meanwhile
     for stream in (sys.stdout, sys.stderr):  # a sign that the locale lacks, such as an arrow, must not end a verb
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    folder = Path.cwd()
+    try:
+        sentence, status = _run(sys.argv[1:] or ["--help"])
+    finally:
+        os.chdir(folder)  # -C is over
+    if sentence:
+        print(f"vexkd: {sentence}", file=sys.stderr)
+    if status:
+        sys.exit(status)
+
+
+def _run(arguments: list[str]) -> tuple[str, int]:
+    """What is wrong, in one sentence, and the exit status; "" and the verb's status where nothing is."""
     try:
         environment.announce(environment.settle())  # before torch is imported, which reads some of them only once
-        status = app(sys.argv[1:] or ["--help"], prog_name="vexkd", standalone_mode=False)
+        return "", app(arguments, prog_name="vexkd", standalone_mode=False) or 0  # of an interrupt: 130
     except UsageError as error:
-        sentence = _wrong_call(error)
+        return _wrong_call(error), 2
     except BusyError as error:
-        sentence, status = str(error), 1
+        return str(error), 1
     except InputError as error:
         # The error of a loader process comes back as its whole traceback, whose last line is the sentence.
-        sentence = str(error).splitlines()[-1].removeprefix("vexkd.errors.InputError: ")
+        return str(error).splitlines()[-1].removeprefix("vexkd.errors.InputError: "), 2
     except OSError as error:  # a folder in place of a file, no permission, a full disk
         if error.errno is None:
             raise
-        place = error.filename or f"a file that `{_verb()}` reads or writes, or its output"
-        sentence = f"{place}: {os.strerror(error.errno)}; name another place or mend this one."
-    else:
-        if status:  # of an interrupt: 130
-            sys.exit(status)
-        return
-    print(f"vexkd: {sentence}", file=sys.stderr)
-    sys.exit(status)
-
-
-def _verb() -> str:
-    """The verb that was called, with the program's name."""
-    return " ".join(["vexkd", *sys.argv[1:2]])
+        place = error.filename or f"a file that `{' '.join(['vexkd', *arguments[:1]])}` reads or writes, or its output"
+        return f"{place}: {os.strerror(error.errno)}; name another place or mend this one.", 2
 
 
 def _wrong_call(error: UsageError) -> str:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from vexkd.cli.app import app
-from vexkd.cli.options import InfosDir, Root, Seed, Version, Workers
+from vexkd.cli.app import verb
+from vexkd.cli.options import HERE, Here, Root, Seed, Version, Workers
 from vexkd.errors import InputError
+from vexkd.experiment import TEST_VERSION, Experiment
 
-if TYPE_CHECKING:
-    pass
+PANEL = "Data"
+Test = Annotated[bool, typer.Option("--test", help="nuScenes' test set, for a submission")]
 
 
-@app.command(rich_help_panel="Data")
+@verb(PANEL, example="vexkd synthesize town --scenes 4")
 def synthesize(
-    out: Annotated[Path, typer.Argument(help="folder to make; it must not exist or be empty")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="folder to make; default: the town that params.yaml asks for", show_default=False),
+    ] = None,
     scenes: Annotated[int, typer.Option(help="up to 10 make a v1.0-mini set, more a v1.0-trainval one")] = 10,
     samples: Annotated[
         int | None, typer.Option(help="keyframes per scene, at 2 Hz; default 10, or nuScenes' own 34,149 in all")
@@ -36,11 +40,15 @@ def synthesize(
     test_scenes: Annotated[
         int, typer.Option(min=0, help="scenes of a v1.0-test set beside it, without annotations")
     ] = 0,
+    experiment: Here = HERE,
 ) -> None:
     """Write the embedded data set: a procedural town in nuScenes' own format."""
-    from vexkd.synthetic.tables import synthesize as make
+    from vexkd.synthetic import tables
 
-    make(
+    if out is None:
+        _town(experiment, workers)
+        return
+    tables.synthesize(
         out,
         scenes=scenes,
         samples=samples,
@@ -55,13 +63,35 @@ def synthesize(
     )
 
 
-@app.command(rich_help_panel="Data")
+def _town(experiment: Experiment, workers: int) -> None:
+    """The town of the settings, with a copy of what it was made with."""
+    from vexkd import provenance, seal, settings
+    from vexkd.synthetic import tables
+
+    town = experiment.params.synthetic
+    if town is None:
+        raise InputError(f"{experiment.params.path}: there is no `synthetic` town in it; name a folder to make one in.")
+    tables.synthesize(
+        experiment.root,
+        scenes=town.scenes,
+        samples=town.samples,
+        seed=town.seed,
+        image_size=tuple(town.image_size),
+        beams=town.beams,
+        azimuths=town.azimuths,
+        sweeps_per_sample=town.sweeps_per_sample,
+        workers=workers,
+    )
+    provenance.write_text(experiment.root / "town.yaml", settings.dump(seal.shared_settings(experiment.params)["town"]))
+
+
+@verb(PANEL, example="vexkd doctor --root data/nuscenes --version v1.0-mini")
 def doctor(
-    root: Root,
-    version: Version,
+    root: Root = None,
+    version: Version = None,
     manifest: Annotated[Path | None, typer.Option(help="where to write sizes and hashes, if all is well")] = None,
     workers: Workers = 2,
-    quick: Annotated[bool, typer.Option("--quick", help="only compare sizes with those in --manifest")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="only compare sizes with those in the manifest")] = False,
     skip_unused: Annotated[
         bool, typer.Option("--skip-unused", help="let radar files and camera sweeps be absent")
     ] = False,
@@ -69,25 +99,37 @@ def doctor(
     sensors: Annotated[
         str | None, typer.Option(help="only files of these sensors: lidar, camera, or both with a comma")
     ] = None,
+    test: Test = False,
+    experiment: Here = HERE,
 ) -> None:
-    """Look at every file the tables name: there, readable, whole. Names each bad one, all in one go.
+    """Check every file that the tables name: there, readable, whole. Names all bad ones in one go.
 
-    The tables are read by the rules that infos has; --splits and --sensors let the files of others be absent.
+    In an experiment these are the files that its runs read, and the manifest of them is written for `vexkd infos`. With
+    --root and --version any data set is checked, all of it unless --splits, --sensors or --skip-unused say otherwise.
     """
+    from vexkd import needs, provenance, seal, settings
     from vexkd.data import doctor as module
 
-    named = None if sensors is None else tuple(dict.fromkeys(sensors.split(",")))
-    if named is not None and not set(named) <= {"lidar", "camera"}:
-        raise InputError(f"--sensors {sensors}: name lidar, camera or lidar,camera.")
-    coverage = module.Coverage(
-        None if splits is None else tuple(dict.fromkeys(splits.split(","))), named, not skip_unused
-    )
+    by_settings = root is None and version is None
+    if by_settings:
+        runs = list(experiment.params.runs.values())
+        needed = needs.submission_files(runs) if test else needs.needed_files(runs)
+        version = TEST_VERSION if test else experiment.version
+        coverage = module.Coverage(tuple(needed[0]), tuple(needed[1]), False)
+        root, manifest = experiment.root, manifest or (experiment.test_manifest if test else experiment.manifest)
+    elif root is None or version is None:
+        raise InputError("name both --root and --version, or neither in the folder of an experiment.")
+    else:
+        coverage = module.Coverage(_listed(splits), _sensors(sensors), not skip_unused)
     problems = module.examine(root, version, manifest=manifest, workers=workers, quick=quick, coverage=coverage)
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise InputError(f"{root}: {count}, listed above; mend these files and look again.")
+    if by_settings and not test and not quick:
+        data = settings.dump(seal.shared_settings(experiment.params)["data"])
+        provenance.write_text(experiment.artifacts / "data.yaml", data)
     if quick:
         print(f"{root}: every file of {manifest} is there and has its size.")
     elif coverage.is_whole:
@@ -96,61 +138,71 @@ def doctor(
         print(f"{root}: what was looked at of {version} is there and whole; not looked at: {coverage.left_out()}.")
 
 
-@app.command(rich_help_panel="Data")
+def _listed(words: str | None) -> tuple[str, ...] | None:
+    """Words between commas, each once."""
+    return None if words is None else tuple(dict.fromkeys(words.split(",")))
+
+
+def _sensors(words: str | None) -> tuple[str, ...] | None:
+    """Names of sensors between commas. Raises InputError for any other name."""
+    named = _listed(words)
+    if named is not None and not set(named) <= {"lidar", "camera"}:
+        raise InputError(f"--sensors {words}: name lidar, camera or lidar,camera.")
+    return named
+
+
+@verb(PANEL, example="vexkd infos -C demo")
 def infos(
-    root: Root,
-    version: Version,
-    out: InfosDir,
-    manifest: Annotated[Path | None, typer.Option(help="what `vexkd doctor` wrote; the infos record its hash")] = None,
-    params: Annotated[
-        Path | None, typer.Option(help="settings, whose runs are then held against what the data give")
-    ] = None,
+    root: Root = None,
+    version: Version = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write to; default: artifacts/infos")] = None,
+    test: Test = False,
+    experiment: Here = HERE,
 ) -> None:
-    """Gather keyframes, sweeps, calibrations and boxes of all splits into four Parquet tables."""
+    """Gather keyframes, sweeps, calibrations and boxes of all splits into four Parquet tables.
+
+    In an experiment its runs are then held against what the data give. With --root, --version and --out any data set is read.
+    """
     from vexkd.data import infos as module
 
+    if root is not None or version is not None or out is not None:
+        if root is None or version is None or out is None:
+            raise InputError("name --root, --version and --out, or none of them in the folder of an experiment.")
+        manifest = None
+    elif test:
+        root, version, out, manifest = experiment.root, TEST_VERSION, experiment.test_infos, experiment.test_manifest
+    else:
+        root, version, out, manifest = experiment.root, experiment.version, experiment.infos, experiment.manifest
     counts = module.build(root, version, out, manifest=manifest)
     print(", ".join(f"{value} {name}" for name, value in counts._asdict().items()), f"-> {out}")
-    if params is not None:
-        from vexkd import settings
+    if manifest is not None and not test:
         from vexkd.data import demands
 
-        for sentence in demands.check_all(settings.load(params).runs, module.load(out), root=root):
+        for sentence in demands.check_all(experiment.params.runs, module.load(out), root=root):
             print(sentence)
 
 
-@app.command(rich_help_panel="Data")
-def paste(
-    root: Root,
-    infos: InfosDir,
-    out: Annotated[Path, typer.Option(help="folder to write points.npy and index.parquet to")],
-    split: Annotated[str, typer.Option(help="split to cut objects from: the one to train on")],
-    min_points: Annotated[int, typer.Option(min=1, help="objects with fewer points are left out")] = 5,
-    sweeps: Annotated[int, typer.Option(min=0, max=10, help="previous sweeps stacked, as in training")] = 9,
-    workers: Workers = 2,
-) -> None:
+@verb(PANEL, example="vexkd paste --workers 8")
+def paste(workers: Workers = 2, experiment: Here = HERE) -> None:
     """Cut the objects out of the training scenes: the ground-truth database for pasting."""
+    from vexkd import seal
     from vexkd.data import paste as module
 
-    count = module.build(root, infos, out, split=split, min_points=min_points, sweeps=sweeps, workers=workers)
-    print(f"{count} objects -> {out}")
+    recipe = seal.shared_settings(experiment.params).get("paste")
+    if recipe is None:
+        raise InputError(f"{experiment.params.path}: no run pastes objects; there is nothing to cut out.")
+    count = module.build(experiment.root, experiment.infos, experiment.paste, **recipe, workers=workers)
+    print(f"{count} objects -> {experiment.paste}")
 
 
-@app.command(rich_help_panel="Data")
-def maps(
-    root: Root,
-    infos: InfosDir,
-    out: Annotated[Path, typer.Option(help="folder to write rasters.npy and index.parquet to")],
-    reach: Annotated[float, typer.Option(help="metres around the LiDAR: as far as any augmentation asks for labels")],
-    cell: Annotated[float, typer.Option(help="side of a cell in metres")] = 0.5,
-    edges: Annotated[
-        Literal["published", "centre"],
-        typer.Option(help="as the devkit draws for published scores, or by cell centres"),
-    ] = "published",
-    workers: Workers = 2,
-) -> None:
+@verb(PANEL, example="vexkd maps --workers 8")
+def maps(workers: Workers = 2, experiment: Here = HERE) -> None:
     """Draw the six classes of map segmentation once a sample, from the map expansion."""
+    from vexkd import seal
     from vexkd.data import maps as module
 
-    count = module.build(root, infos, out, reach=reach, cell=cell, edges=edges, workers=workers)
-    print(f"{count} samples -> {out}")
+    recipe = seal.shared_settings(experiment.params).get("maps")
+    if recipe is None:
+        raise InputError(f"{experiment.params.path}: no run segments maps; there is nothing to draw.")
+    count = module.build(experiment.root, experiment.infos, experiment.maps, **recipe, workers=workers)
+    print(f"{count} samples -> {experiment.maps}")

@@ -7,9 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vexkd.cli.app import app
-from vexkd.cli.options import Device, Models, ParamsFile, Results, Threads
+from vexkd.cli.app import verb
+from vexkd.cli.options import (
+    HERE,
+    AllRuns,
+    Device,
+    Here,
+    OptionalRun,
+    RandomWeights,
+    RealInfos,
+    RealRoot,
+    RunName,
+    RunNames,
+    Seed,
+    Threads,
+    Weights,
+)
 from vexkd.errors import InputError
+
+PANEL = "Models"
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,44 +33,41 @@ if TYPE_CHECKING:
     from vexkd.settings import Params
 
 
-@app.command(rich_help_panel="Models")
+@verb(PANEL, example="vexkd summary centerpoint-det --depth 1")
 def summary(
-    run: Annotated[str | None, typer.Argument(help="name of the run")] = None,
+    run: OptionalRun = None,
     all_runs: Annotated[bool, typer.Option("--all", help="every distinct model of the settings")] = False,
-    params: ParamsFile = Path("params.yaml"),
     depth: Annotated[int, typer.Option(min=0, help="how many levels each part is opened further")] = 0,
     only_parameters: Annotated[bool, typer.Option("--params-only", help="count parameters, compute nothing")] = False,
-    root: Annotated[
-        Path | None, typer.Option(help="nuScenes' folder, for a real sample in place of a made-up one")
-    ] = None,
-    infos: Annotated[Path | None, typer.Option(help="folder that `vexkd infos` wrote")] = None,
+    root: RealRoot = None,
+    infos: RealInfos = None,
     json: Annotated[Path | None, typer.Option("--json", help="where to write the numbers")] = None,
     markdown: Annotated[
         Path | None, typer.Option(help="page to write the models into, between its markers: docs/MODELS.md")
     ] = None,
     threads: Threads = None,
+    experiment: Here = HERE,
 ) -> None:
     """Print the parts of a model: parameters, multiply-adds and FLOPs, output shapes, activation memory."""
     from vexkd import provenance
-    from vexkd import settings as module
     from vexkd.report import models_page
 
-    settings = module.load(params)
+    params = experiment.params
     if bool(run) == all_runs:
         raise InputError("name one run, or pass --all for every distinct model.")
-    names = None if run is None else [settings.run(run).name]
-    found = []
-    for values in _summaries(settings, names, depth, only_parameters, root, infos, threads):
+    names = None if run is None else [params.run(run).name]
+    summaries = []
+    for values in _summaries(params, names, depth, only_parameters, root, infos, threads):
         print(f"{values['run']}\n\n{models_page.table(values)}\n", flush=True)
-        found.append(values)
+        summaries.append(values)
     if json:
-        provenance.write_json(json, found if all_runs else found[0])
+        provenance.write_json(json, summaries if all_runs else summaries[0])
     if markdown:
-        models_page.update(markdown, found)
+        models_page.update(markdown, summaries)
 
 
 def _summaries(
-    settings: Params,
+    params: Params,
     names: list[str] | None,
     depth: int,
     only_parameters: bool,
@@ -72,25 +85,23 @@ def _summaries(
 
     if threads:
         torch.set_num_threads(threads)
-    yield from module.summaries(settings, names, depth=depth, only_parameters=only_parameters, root=root, infos=infos)
+    yield from module.summaries(params, names, depth=depth, only_parameters=only_parameters, root=root, infos=infos)
 
 
-@app.command(rich_help_panel="Models")
+@verb(PANEL, example="vexkd latency centerpoint-det --random")
 def latency(
-    run: Annotated[str | None, typer.Argument(help="name of the run; default: that of --weights")] = None,
-    params: ParamsFile = Path("params.yaml"),
-    results: Results = Path("results"),
-    models: Models = Path("models"),
-    seed: Annotated[int, typer.Option(min=0, help="which of the trained weights")] = 0,
-    weights: Annotated[Path | None, typer.Option(help="weights that stand elsewhere")] = None,
-    random: Annotated[bool, typer.Option("--random", help="random weights: no training is needed")] = False,
-    root: Annotated[Path | None, typer.Option(help="nuScenes' folder: real samples, and the time to read them")] = None,
-    infos: Annotated[Path | None, typer.Option(help="folder that `vexkd infos` wrote")] = None,
+    run: OptionalRun = None,
+    seed: Seed = 0,
+    weights: Weights = None,
+    random: RandomWeights = False,
+    root: RealRoot = None,
+    infos: RealInfos = None,
     repeats: Annotated[int, typer.Option(min=1, help="measured samples")] = 50,
     warmup: Annotated[int, typer.Option(min=0, help="unmeasured samples before them")] = 5,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the computation")] = "fp32",
     threads: Threads = None,
     device: Device = None,
+    experiment: Here = HERE,
 ) -> None:
     """Time a model from bytes to boxes, one sample at a time, by stages; into results/runs/RUN/latency.json."""
     import warnings
@@ -98,16 +109,15 @@ def latency(
     warnings.filterwarnings("ignore", category=FutureWarning, module="spconv")
     import torch
 
-    from vexkd import settings as module
     from vexkd.measure import latency as measuring
 
     if threads:
         torch.set_num_threads(threads)
-    found = measuring.write(
+    measured = measuring.write(
         run,
-        params=None if run is None and root is not None else module.load(params),
-        results=results,
-        models=models,
+        params=None if run is None and root is not None else experiment.params,
+        results=experiment.results,
+        models=experiment.models,
         seed=seed,
         weights=weights,
         random=random,
@@ -118,38 +128,34 @@ def latency(
         dtype=precision,
         device=device,
     )
-    print(measuring.in_words(found))
+    print(measuring.in_words(measured))
 
 
-@app.command(rich_help_panel="Models")
+@verb(PANEL, example="vexkd export centerpoint-det -o student.onnx")
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="ONNX file to write")],
-    run: Annotated[str | None, typer.Argument(help="name of the run; default: that of --weights")] = None,
-    params: ParamsFile = Path("params.yaml"),
-    models: Models = Path("models"),
-    seed: Annotated[int, typer.Option(min=0, help="which of the trained weights")] = 0,
-    weights: Annotated[Path | None, typer.Option(help="weights that stand elsewhere")] = None,
-    random: Annotated[bool, typer.Option("--random", help="random weights: no training is needed")] = False,
-    root: Annotated[
-        Path | None, typer.Option(help="nuScenes' folder: the rig of a camera run, and a real check")
-    ] = None,
-    infos: Annotated[Path | None, typer.Option(help="folder that `vexkd infos` wrote")] = None,
+    run: OptionalRun = None,
+    seed: Seed = 0,
+    weights: Weights = None,
+    random: RandomWeights = False,
+    root: RealRoot = None,
+    infos: RealInfos = None,
     sample: Annotated[int, typer.Option(min=0, help="which sample of the validation split has the rig")] = 0,
+    experiment: Here = HERE,
 ) -> None:
     """Write the dense part of a single-sensor model as ONNX and check it against PyTorch (needs the extra `export`)."""
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
 
-    from vexkd import settings as module
     from vexkd.measure import export as exporting
 
     print(
         exporting.write(
             run,
             out,
-            params=None if run is None and root is not None else module.load(params),
-            models=models,
+            params=None if run is None and root is not None else experiment.params,
+            models=experiment.models,
             seed=seed,
             weights=weights,
             random=random,
@@ -160,8 +166,13 @@ def export(
     )
 
 
-@app.command("import-weights", rich_help_panel="Models")
+@verb(
+    PANEL,
+    name="import-weights",
+    example="vexkd import-weights lidar-pretrain bevfusion_lidar.pth --from mmdet3d-bevfusion",
+)
 def import_weights(
+    run: RunName,
     file: Annotated[Path, typer.Argument(help="published checkpoint: .pth of tensors alone, or .safetensors")],
     origin: Annotated[
         Literal[
@@ -169,9 +180,10 @@ def import_weights(
         ],
         typer.Option("--from", help="whose layout it has"),
     ],
-    run: Annotated[str, typer.Option(help="name of the run whose model it becomes")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="weights file to write")],
-    params: ParamsFile = Path("params.yaml"),
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="weights file to write; default: that of the run with --seed")
+    ] = None,
     part: Annotated[
         Literal["backbone", "lidar", "camera", "all"] | None,
         typer.Option(help="what must be complete; default: all, of an image backbone's file the backbone"),
@@ -184,32 +196,32 @@ def import_weights(
         Literal["raw", "averaged"] | None,
         typer.Option(help="which set, where the file holds raw weights and their moving average"),
     ] = None,
+    experiment: Here = HERE,
 ) -> None:
     """Turn a published checkpoint into weights of a run, with a report of what fitted (docs/WEIGHTS.md)."""
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="spconv")
 
-    from vexkd import settings as module
     from vexkd.published import convert
 
-    row = module.load(params).run(run)
+    row = experiment.params.run(run)
+    out = out or experiment.training(run, seed).weights
     print(convert.write(row, file, out, origin=origin, part=part, boxes=boxes, weights=weights))
 
 
-@app.command("fetch-weights", rich_help_panel="Models")
+@verb(PANEL, name="fetch-weights", example="vexkd fetch-weights --all")
 def fetch_weights(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="runs to fetch for")] = None,
-    all_runs: Annotated[bool, typer.Option("--all", help="every run of the settings")] = False,
-    params: ParamsFile = Path("params.yaml"),
+    runs: RunNames = None,
+    all_runs: AllRuns = False,
+    experiment: Here = HERE,
 ) -> None:
     """Fetch the published weights that image backbones start from; training itself never asks the network."""
-    from vexkd import settings as module
     from vexkd.published import fetch
 
-    settings = module.load(params)
-    names = list(settings.runs) if all_runs else [settings.run(name).name for name in runs or []]
+    params = experiment.params
+    names = list(params.runs) if all_runs else [params.run(name).name for name in runs or []]
     if not names:
         raise InputError("no run was named to fetch weights for; name some or pass --all.")
-    done = dict.fromkeys(fetch.fetch(settings.run(name)) for name in names)
+    done = dict.fromkeys(fetch.fetch(params.run(name)) for name in names)
     print("\n".join(line for line in done if line) or "random starts alone: there is nothing to fetch")

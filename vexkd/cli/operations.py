@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vexkd.cli.app import app
-from vexkd.cli.options import Device, Models, ParamsFile, Results, Threads
+from vexkd.cli.app import verb
+from vexkd.cli.options import HERE, Device, Here, RunNames, Threads
 from vexkd.errors import InputError
+
+PANEL = "Operations"
 
 if TYPE_CHECKING:
     from vexkd.measure.cost import Probe
     from vexkd.settings import Params
 
 
-@app.command(rich_help_panel="Operations")
+@verb(PANEL, example="vexkd forecast main --gpus 8")
 def forecast(
     names: Annotated[list[str] | None, typer.Argument(metavar="TABLE", help="tables; default: all runs")] = None,
-    params: ParamsFile = Path("params.yaml"),
     runs: Annotated[list[str] | None, typer.Option(help="only this run; again for more")] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a training (processes, on CPU)")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs per training (processes on CPU)")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=0, help="loader processes of each; default: 8 on GPUs, none on CPU")
     ] = None,
@@ -37,22 +38,24 @@ def forecast(
     micro: Annotated[int, typer.Option(min=1, help="samples a step is measured with")] = 1,
     threads: Threads = None,
     device: Device = None,
+    experiment: Here = HERE,
 ) -> None:
     """Measure a few steps of each distinct model and print hours, memory, disk and time limits of runs and tables."""
     from vexkd import provenance
-    from vexkd import settings as module
     from vexkd.measure import cost
     from vexkd.report import result_tables
 
-    settings = module.load(params)
+    settings = experiment.params
     chosen = names or list(settings.tables)
     wanted = cost.needed(settings, [row for name in names for row in settings.table(name)]) if names else settings.runs
     kept = [name for name in wanted if not runs or name in runs]
     for name in runs or []:
         if settings.run(name).name not in kept:
-            raise InputError(f"{params}: run {name} is not in {', '.join(chosen)}; name its table or leave it out.")
+            raise InputError(
+                f"{settings.path}: run {name} is not in {', '.join(chosen)}; name its table or leave it out."
+            )
     if not kept:
-        raise InputError(f"{params}: there is no run to forecast; name a table with rows.")
+        raise InputError(f"{settings.path}: there is no run to forecast; name a table with rows.")
     found = cost.load_probe(probe) if probe else _measure(settings, kept, root, infos, steps, micro, threads, device)
     if save_probe:
         found.save(save_probe)
@@ -106,65 +109,54 @@ def _measure(
     )
 
 
-@app.command(rich_help_panel="Operations")
+@verb(PANEL, example="vexkd preflight --gpus 8")
 def preflight(
-    params: ParamsFile = Path("params.yaml"),
-    root: Annotated[Path | None, typer.Option(help="nuScenes' folder; default: `root` of the settings")] = None,
-    scratch: Annotated[Path, typer.Option(help="folder of the resumable states")] = Path("scratch"),
     gpus: Annotated[int, typer.Option(min=0, help="GPUs that a job on this machine will ask for")] = 0,
     limit: Annotated[float, typer.Option(min=1, help="seconds for processes to find one another")] = 60.0,
+    experiment: Here = HERE,
 ) -> None:
-    """Look for what would stop a job before one is queued: versions, GPUs, data, disk, clocks, processes, commit."""
-    from vexkd import settings as module
+    """Check before queueing jobs that none will fail: versions, GPUs, data, disk, clocks, processes, commit."""
     from vexkd.measure import preflight as checks
 
-    settings = module.load(params)
-    found = checks.run(
-        settings,
-        root=root or Path(settings.root),
-        scratch=scratch,
+    results = checks.run(
+        experiment.params,
+        root=experiment.root,
+        scratch=experiment.scratch,
         gpus=gpus,
         limit=limit,
         tell=lambda check: print(check, flush=True),
     )
-    errors = sum(check.status == "error" for check in found)
+    errors = sum(check.status == "error" for check in results)
     if errors:
-        raise InputError(f"{errors} of {len(found)} checks failed; mend what their lines say before queueing jobs.")
+        raise InputError(f"{errors} of {len(results)} checks failed; mend what their lines say before queueing jobs.")
 
 
-@app.command(rich_help_panel="Operations")
+@verb(PANEL, example="vexkd status --watch 30")
 def status(
-    params: ParamsFile = Path("params.yaml"),
-    results: Results = Path("results"),
-    models: Models = Path("models"),
-    scratch: Annotated[Path, typer.Option(help="folder of the resumable states")] = Path("scratch"),
-    logs: Annotated[Path, typer.Option(help="folder of the jobs' logs")] = Path("logs"),
     watch: Annotated[float | None, typer.Option(min=0.5, help="look again every so many seconds")] = None,
+    experiment: Here = HERE,
 ) -> None:
     """Show every run and seed: done, running (how far, where, how long still), waiting for what, failed and why."""
-
     from vexkd.measure import status as module
 
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        module.show(params, module.Places(results, models, scratch, logs), watch=watch)
+        module.show(experiment, watch=watch)
 
 
-@app.command(rich_help_panel="Operations")
+@verb(PANEL, example="vexkd tensorboard --watch 60")
 def tensorboard(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="RUN", help="default: all runs")] = None,
-    params: ParamsFile = Path("params.yaml"),
-    models: Models = Path("models"),
-    scratch: Annotated[Path, typer.Option(help="folder of the resumable states")] = Path("scratch"),
+    runs: RunNames = None,
     out: Annotated[Path, typer.Option(help="folder for `tensorboard --logdir`")] = Path("logs/tensorboard"),
     watch: Annotated[float | None, typer.Option(min=1, help="add what is new every so many seconds")] = None,
+    experiment: Here = HERE,
 ) -> None:
-    """Write training curves as TensorBoard's event files; of a training that goes on, up to its last saved state."""
+    """Write training curves of some runs, by default of all, as TensorBoard's event files.
 
-    from vexkd import settings as module
-    from vexkd.measure.status import Places
+    Of a training that goes on, up to its last saved state.
+    """
     from vexkd.report import tensorboard as events
 
-    settings = module.load(params)
-    pairs = [(settings.run(name).name, seed) for name in runs or settings.runs for seed in settings.seeds]
+    params = experiment.params
+    pairs = [(params.run(name).name, seed) for name in runs or params.runs for seed in params.seeds]
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        events.write(pairs, Places(models=models, scratch=scratch), out, watch=watch)
+        events.write(pairs, experiment, out, watch=watch)

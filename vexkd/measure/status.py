@@ -20,6 +20,7 @@ from typing import Literal, TextIO
 
 from vexkd import calls, seal, settings
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.settings import Params, Run
 
 QUIET = 900.0  # seconds without a sign of life after which a job counts as quiet; states are saved every five minutes
@@ -54,33 +55,19 @@ class Row:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the files of an experiment are; `artifacts` stands beside `models`."""
-
-    results: Path = Path("results")
-    models: Path = Path("models")
-    scratch: Path = Path("scratch")
-    logs: Path = Path("logs")
-
-    @property
-    def artifacts(self) -> Path:
-        return self.models.parent / "artifacts"
-
-
-def matrix(params: Params, places: Places, now: float) -> list[Row]:
+def matrix(params: Params, experiment: Experiment, now: float) -> list[Row]:
     """A row for every run and seed, in the order of params.yaml. `now`: seconds since the epoch."""
-    return [look(params, run, seed, places, now) for run in params.runs.values() for seed in params.seeds]
+    return [look(params, run, seed, experiment, now) for run in params.runs.values() for seed in params.seeds]
 
 
-def look(params: Params, run: Run, seed: int, places: Places, now: float) -> Row:
+def look(params: Params, run: Run, seed: int, experiment: Experiment, now: float) -> Row:
     """What the files say of one run with one seed: a living job first, then weights, then the end of its last log."""
-    job = Job(run, seed, places, now)
+    job = Job(run, seed, experiment, now)
     if job.lives():
         return job.row("running")
-    state, difference = weights_state(run, seed, places)
+    state, difference = weights_state(run, seed, experiment)
     if state == "done":
-        return _after_training(run, seed, places, now)
+        return _after_training(run, seed, experiment, now)
     if state == "stale":
         return Row(run.name, seed, "stale", detail=f"trained with other settings: {difference}")
     if job.log_is_current():
@@ -90,12 +77,12 @@ def look(params: Params, run: Run, seed: int, places: Places, now: float) -> Row
             return job.row("waiting", detail="for its next attempt, to resume from the saved state")
         if job.text and not _finished(job.text):
             return job.row("quiet", detail=f"no sign of life; ended, or killed?  [{job.log}]")
-    return Row(run.name, seed, "waiting", detail=_waiting_for(params, run, seed, places))
+    return Row(run.name, seed, "waiting", detail=_waiting_for(params, run, seed, experiment))
 
 
-def weights_state(run: Run, seed: int, places: Places) -> tuple[Literal["none", "done", "stale"], str]:
+def weights_state(run: Run, seed: int, experiment: Experiment) -> tuple[Literal["none", "done", "stale"], str]:
     """Whether weights are there and made with the settings of now; if not, the first difference."""
-    path = seal.weights_path(places.models, run.name, seed)
+    path = experiment.training(run.name, seed).weights
     if not path.is_file():
         return "none", ""
     try:
@@ -106,10 +93,10 @@ def weights_state(run: Run, seed: int, places: Places) -> tuple[Literal["none", 
     return ("stale", differing[0]) if differing else ("done", "")
 
 
-def _after_training(run: Run, seed: int, places: Places, now: float) -> Row:
+def _after_training(run: Run, seed: int, experiment: Experiment, now: float) -> Row:
     """A run with sound weights: predicted and scored too, or where that stands."""
-    predictions = seal.predictions_path(places.models, run, seed)
-    metrics = places.results / "runs" / run.name / "metrics.json"
+    predictions = experiment.training(run.name, seed).predictions(run.task)
+    metrics = experiment.run(run.name).metrics
     if predictions.is_file() and metrics.is_file():
         return Row(run.name, seed, "done", detail=_scores(metrics))
     missing = "scored" if predictions.is_file() else "predicted"
@@ -118,8 +105,8 @@ def _after_training(run: Run, seed: int, places: Places, now: float) -> Row:
         if predictions.is_file()
         else f"predict/{run.name}-seed{seed}{predictions.suffix}.log"
     )
-    log = places.logs / name
-    if log.is_file() and log.stat().st_mtime >= seal.weights_path(places.models, run.name, seed).stat().st_mtime:
+    log = experiment.logs / name
+    if log.is_file() and log.stat().st_mtime >= experiment.training(run.name, seed).weights.stat().st_mtime:
         age = now - log.stat().st_mtime
         if reason := failure(tail(log)):
             return Row(run.name, seed, "failed", "trained", age=age, detail=f"{reason}  [{log}]")
@@ -128,11 +115,11 @@ def _after_training(run: Run, seed: int, places: Places, now: float) -> Row:
     return Row(run.name, seed, "waiting", "trained", detail=f"to be {missing}")
 
 
-def preparation(places: Places) -> list[str]:
+def preparation(experiment: Experiment) -> list[str]:
     """A sentence for each step of the preparation that failed."""
     found = []
     for step in ("synthesize", "doctor", "infos", "paste", "maps"):
-        log = places.logs / f"{step}.log"
+        log = experiment.logs / f"{step}.log"
         if reason := failure(tail(log)):
             found.append(f"{step} failed: {reason}  [{log}]")
     return found
@@ -147,29 +134,29 @@ def _scores(metrics: Path) -> str:
         return ""
 
 
-def _waiting_for(params: Params, run: Run, seed: int, places: Places) -> str:
+def _waiting_for(params: Params, run: Run, seed: int, experiment: Experiment) -> str:
     """What a run without weights lacks to be started, and how its last attempt ended."""
     needs = [f"{name} (seed {seed})" for name in (run.start, run.teacher) if name is not None
-             and weights_state(params.run(name), seed, places)[0] != "done"]  # fmt: skip
-    if not (places.artifacts / "infos/samples.parquet").is_file():
+             and weights_state(params.run(name), seed, experiment)[0] != "done"]  # fmt: skip
+    if not experiment.infos_files[0].is_file():
         needs.append("infos")
-    if run.paste is not None and not (places.artifacts / "paste/index.parquet").is_file():
+    if run.paste is not None and not experiment.paste_files[-1].is_file():
         needs.append("the database of objects")
-    if run.map is not None and not (places.artifacts / "maps/index.parquet").is_file():
+    if run.map is not None and not experiment.maps_files[-1].is_file():
         needs.append("the map rasters")
     words = f"for {', '.join(needs)}" if needs else "to be started"
-    if (places.results / "runs" / run.name / "metrics.json").is_file():
+    if experiment.run(run.name).metrics.is_file():
         words += "; its results are here, its weights are not"
-    last = last_attempt(places, run, seed)
+    last = last_attempt(experiment, run, seed)
     return f"{words}; {last}" if last else words
 
 
-def last_attempt(places: Places, run: Run, seed: int) -> str:
+def last_attempt(experiment: Experiment, run: Run, seed: int) -> str:
     """How the last failed attempt at a training ended, from what was kept of its log."""
-    kept = places.scratch / "attempts" / f"train-{run.name}-seed{seed}.log"
+    kept = experiment.scratch / "attempts" / f"train-{run.name}-seed{seed}.log"
     lines = tail(kept).splitlines()
     marks = [i for i, line in enumerate(lines) if _ATTEMPT.match(line)]
-    if not marks or kept.stat().st_mtime < _asked(places, run):
+    if not marks or kept.stat().st_mtime < _asked(experiment, run):
         return ""
     number, status = _ATTEMPT.match(lines[marks[-1]]).groups()
     text = "\n".join(lines[marks[-1] + 1 :])
@@ -177,20 +164,20 @@ def last_attempt(places: Places, run: Run, seed: int) -> str:
     return f"attempt {number} ended with status {status}{f' ({reason})' if reason else ''}"
 
 
-def _asked(places: Places, run: Run) -> float:
+def _asked(experiment: Experiment, run: Run) -> float:
     """When a run's settings were last written: what is older belongs to other settings."""
-    config = places.results / "runs" / run.name / "config.yaml"
+    config = experiment.run(run.name).config
     return config.stat().st_mtime if config.is_file() else 0.0
 
 
 class Job:
     """The files of one training: its log, its lock, its saved state."""
 
-    def __init__(self, run: Run, seed: int, places: Places, now: float) -> None:
-        self.run, self.seed, self.places, self.now = run, seed, places, now
-        self.log = places.logs / "train" / f"{run.name}-seed{seed}.log"
+    def __init__(self, run: Run, seed: int, experiment: Experiment, now: float) -> None:
+        self.run, self.seed, self.experiment, self.now = run, seed, experiment, now
+        self.log = experiment.logs / "train" / f"{run.name}-seed{seed}.log"
         self.text = tail(self.log)
-        folders = [path for path in (places.scratch / run.name).glob(f"seed{seed}-*") if path.is_dir()]
+        folders = [path for path in (experiment.scratch / run.name).glob(f"seed{seed}-*") if path.is_dir()]
         self.folder = max(folders, key=_changed_within, default=None)
         times = [_changed(self.log), _changed_within(self.folder)]
         self.alive = max(times)
@@ -206,7 +193,7 @@ class Job:
 
     def log_is_current(self) -> bool:
         """Whether the log is of a training with the settings of now."""
-        return self.log.is_file() and _changed(self.log) >= _asked(self.places, self.run)
+        return self.log.is_file() and _changed(self.log) >= _asked(self.experiment, self.run)
 
     def row(self, state: State, detail: str = "") -> Row:
         step, total, loss, left = self._position()
@@ -339,8 +326,7 @@ def duration(seconds: float) -> str:
 
 
 def show(
-    path: Path,
-    places: Places,
+    experiment: Experiment,
     *,
     watch: float | None = None,
     stream: TextIO | None = None,
@@ -350,11 +336,11 @@ def show(
     stream = stream or sys.stdout
     terminal = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     while True:
-        params = settings.load(path)
-        rows = matrix(params, places, time.time())
+        params = Experiment(experiment.folder).params  # as it is now
+        rows = matrix(params, experiment, time.time())
         width = shutil.get_terminal_size().columns if terminal else None
         text = render(rows, width=width, colour=terminal and "NO_COLOR" not in os.environ)
-        text = "\n".join([text, *preparation(places)])
+        text = "\n".join([text, *preparation(experiment)])
         if watch:
             text = f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}"
         if changed := _changed_since(params):

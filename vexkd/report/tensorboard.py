@@ -17,15 +17,15 @@ import pandas as pd
 
 from vexkd import seal
 from vexkd.errors import InputError
-from vexkd.measure.status import Places
+from vexkd.experiment import Experiment
 
 STATE = "state.safetensors"
 
 
-def curve(run: str, seed: int, places: Places) -> list[dict[str, float]]:
+def curve(run: str, seed: int, experiment: Experiment) -> list[dict[str, float]]:
     """One mapping a logged step, `step` among its keys: the newer of the finished curve and the saved state's."""
-    finished = places.models / run / f"seed{seed}" / "curve.csv"
-    states = list((places.scratch / run).glob(f"seed{seed}-*/{STATE}"))
+    finished = experiment.training(run, seed).curve
+    states = list((experiment.scratch / run).glob(f"seed{seed}-*/{STATE}"))
     newest = max([*([finished] if finished.is_file() else []), *states], key=_changed, default=None)
     if newest is None:
         return []
@@ -40,7 +40,7 @@ def curve(run: str, seed: int, places: Places) -> list[dict[str, float]]:
 
 def write(
     runs: Iterable[tuple[str, int]],
-    places: Places,
+    experiment: Experiment,
     out: Path,
     *,
     watch: float | None = None,
@@ -58,7 +58,7 @@ def write(
     try:
         while True:
             for run, seed in pairs:
-                key, rows = (run, seed), curve(run, seed, places)
+                key, rows = (run, seed), curve(run, seed, experiment)
                 rows = [row for row in rows if row["step"] > last.get(key, -1)]
                 if not rows:
                     continue
@@ -75,7 +75,9 @@ def write(
             file.close()
     if not known:
         names = ", ".join(dict.fromkeys(run for run, _ in pairs))
-        raise InputError(f"{places.models}: there is no curve of {names} yet; one comes with the first saved state.")
+        raise InputError(
+            f"{experiment.models}: there is no curve of {names} yet; one comes with the first saved state."
+        )
 
 
 def _writer() -> Callable[[str], Any]:

@@ -88,7 +88,7 @@ def load(path: Path | str = "params.yaml") -> Params:
     path = Path(path)
     if not path.is_file():
         raise InputError(
-            f"{path}: there is no such settings file; run from the folder that holds it or name it with --params."
+            f"{path}: there is no such settings file; go to the folder that holds it, or name that folder with -C."
         )
     if path.name == "params.yaml" and (path.parent / "dvc.yaml").is_file() and extends_others(path):
         raise InputError(

@@ -159,14 +159,9 @@ def read_run(config: Path | str, inference: Path | str) -> Run:
     return from_values(training, read_yaml(inference), str(config))
 
 
-def with_inference(run: Run, inference: Path | str) -> Run:
-    """The same run with the settings of another inference.yaml."""
-    if not Path(inference).is_file():
-        raise InputError(f"{inference}: there is no such file; write the runs' settings with `vexkd configure`.")
-    values = read_yaml(inference)
-    if isinstance(values, dict):  # up to version 0.1 the split to score on was written among the training settings
-        values = {"val_split": run.data.val_split, **values}
-    return from_values(run.training(), values, str(inference))
+def with_inference(run: Run, values: dict[str, Any]) -> Run:
+    """The same run with other settings of what follows training (see `Run.after_training`)."""
+    return from_values(run.training(), values, run.name)
 
 
 def unequal(first: Any, second: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

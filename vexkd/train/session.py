@@ -7,6 +7,7 @@ import contextlib
 import io
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from vexkd.train.seeding import seed_everything
 
 
 def train(
-    config: Path,
+    run: Run,
     *,
     root: Path,
     infos: Path,
@@ -45,20 +46,21 @@ def train(
     device: str | None,
     maps: Path | None = None,
     keep: Path | None = None,
+    runs: Mapping[str, Run] | None = None,
 ) -> None:
     """Train one run with one seed; exits with status 75 where it saved its state and stopped early.
 
     Resumable state is keyed by settings, inputs and seed, so a run never resumes under another teacher or other data. A
     lock beside it refuses a second training of the same; a training whose result stands in `out` is not repeated. keep: a
-    folder that holds the result a second time, from which a later call gives it back (`vexkd.train.finished`).
+    folder that holds the result a second time, from which a later call gives it back (`vexkd.train.finished`). runs: those
+    of the experiment, whose settings the weights to start from and the teacher's must have.
     """
     stop = StopRequest().listen()
     processes.mark_messages()
-    run = settings.read_run(config, config.with_name("inference.yaml"))
     if threads:
         torch.set_num_threads(threads)
     accelerator = processes.start_accelerator(run.train.precision, device)
-    seal.refuse_other_settings(run, config.parent.parent, seed, start=start, teacher=teacher)
+    seal.refuse_other_settings(run, runs or {}, seed, start=start, teacher=teacher)
     sources = Sources(root, infos, paste, maps, start, teacher)
     with _as_one_job():
         backbone = fetch.local(run)
@@ -247,11 +249,10 @@ def training_record(
 def predict(
     weights: Path,
     *,
+    expected: Run | None = None,
     root: Path,
     infos: Path,
     out: Path,
-    config: Path | None,
-    inference: Path | None,
     batch: int,
     workers: int,
     threads: int | None,
@@ -259,18 +260,19 @@ def predict(
     drop: str | None = None,
     split: str | None = None,
 ) -> None:
-    """Predict the validation split with trained weights; their own settings decide, `config` only checks them.
+    """Predict the validation split with trained weights; their own settings of training decide.
 
-    drop: a sensor to do without. split: another one to predict, such as nuScenes' test split with the infos of its version.
+    expected: the run as it is asked for now: weights with other settings of training are refused, and its thresholds, NMS
+    and split are used in place of those in the weights. drop: a sensor to do without. split: another one to predict, such
+    as nuScenes' test split with the infos of its version.
     Several processes share the scenes; the file is the same, byte for byte, whatever their number.
     """
     processes.mark_messages()
     if threads:
         torch.set_num_threads(threads)
-    expected = settings.read_run(config, config.with_name("inference.yaml")) if config else None
     model, run = checkpoint.load_model(weights, expected=expected)
-    if inference is not None:
-        run = settings.with_inference(run, inference)
+    if expected is not None:
+        run = settings.with_inference(run, expected.after_training())
     if split is not None:
         run = run.model_copy(update={"data": run.data.model_copy(update={"val_split": split})})
     ending = seal.predictions_path("", run, 0).suffix

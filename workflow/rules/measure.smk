@@ -1,32 +1,29 @@
 # What is measured of a finished model besides its scores, for the rows that a figure asks for.
 
 
+include: "measure_functions.smk"
+
+
 rule predict_without:
     input:
         raw_data,
         infos=INFOS,
-        weights=WEIGHTS,
-        config="results/runs/{run}/config.yaml",
-        inference="results/runs/{run}/inference.yaml",
+        weights=TRAINING.weights,
+        settings=written(RUN.config, RUN.inference),
     output:
-        predictions="models/{run}/seed{seed}/predictions-without-{sensor}.{ending}",
+        TRAINING.folder / "predictions-without-{sensor}.{ending}",
     log:
-        "logs/predict/{run}-seed{seed}-without-{sensor}.{ending}.log",
-    wildcard_constraints:
-        sensor="lidar|camera",
+        LOGS / "predict/{run}-seed{seed}-without-{sensor}.{ending}.log",
     threads: train_threads
     resources:
         attempt=attempt_number,
     params:
-        runs=FROZEN_RUNS,
-        root=SETTINGS.root,
         attempt=ATTEMPT,
         vexkd=processes,
-        more=predict_options,
+        options=predict_options,
     shell:
-        "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} predict --weights {input.weights:q}"
-        " --drop {wildcards.sensor:q} --config {params.runs:q}/{wildcards.run:q}/config.yaml"
-        " --inference {params.runs:q}/{wildcards.run:q}/inference.yaml --root {params.root:q} --infos artifacts/infos --out {output.predictions:q} {params.more}"
+        "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} predict {wildcards.run:q}"
+        " --seed {wildcards.seed:q} --drop {wildcards.sensor:q} {params.options}"
 
 
 rule evaluate_without:
@@ -34,21 +31,13 @@ rule evaluate_without:
         raw_data,
         labels=labels_of,
         predictions=predictions_without,
-        config="results/runs/{run}/config.yaml",
-        inference="results/runs/{run}/inference.yaml",
+        settings=written(RUN.config, RUN.inference),
     output:
-        metrics="results/runs/{run}/metrics-without-{sensor}.json",
+        RUN.metrics_without("{sensor}"),
     log:
-        "logs/evaluate/{run}-without-{sensor}.log",
-    wildcard_constraints:
-        sensor="lidar|camera",
-    params:
-        runs=FROZEN_RUNS,
-        root=SETTINGS.root,
-        seeds=seed_options,
+        LOGS / "evaluate/{run}-without-{sensor}.log",
     shell:
-        "vexkd evaluate {wildcards.run:q} --without {wildcards.sensor:q} --models models --results results"
-        " --settings {params.runs:q} --root {params.root:q} {params.seeds} > {log:q} 2>&1"
+        "vexkd evaluate {wildcards.run:q} --without {wildcards.sensor:q} > {log:q} 2>&1"
 
 
 # What a distilled student and its models make of one keyframe. The masks it reads, masks.safetensors, lie beside the weights
@@ -59,15 +48,11 @@ rule inspect:
         infos=INFOS,
         weights=inspected_weights,
     output:
-        INSPECTION,
+        EXPERIMENT.training("{run}", FIRST_SEED).inspection,
     log:
-        "logs/inspect/{run}.log",
-    params:
-        root=SETTINGS.root,
-        seed=SETTINGS.seeds[0],
+        LOGS / "inspect/{run}.log",
     shell:
-        "vexkd inspect {wildcards.run:q} --models models --seed {params.seed:q} --root {params.root:q}"
-        " --infos artifacts/infos --threads {threads} > {log:q} 2>&1"
+        "vexkd inspect {wildcards.run:q} --threads {threads} > {log:q} 2>&1"
 
 
 # Alone on the machine where it can be: other jobs would be in the time measured.
@@ -75,16 +60,39 @@ rule latency:
     input:
         raw_data,
         infos=INFOS,
-        weights=f"models/{{run}}/seed{SETTINGS.seeds[0]}/weights.safetensors",
+        weights=EXPERIMENT.training("{run}", FIRST_SEED).weights,
     output:
-        "results/runs/{run}/latency.json",
+        RUN.latency,
     log:
-        "logs/latency/{run}.log",
+        LOGS / "latency/{run}.log",
     threads: CORES
     params:
-        settings=FROZEN_PARAMS,
         root=SETTINGS.root,
-        seed=SETTINGS.seeds[0],
+        infos=EXPERIMENT.infos,
+        seed=FIRST_SEED,
     shell:
-        "vexkd latency {wildcards.run:q} --params {params.settings:q} --results results --models models"
-        " --seed {params.seed:q} --root {params.root:q} --infos artifacts/infos --threads {threads} > {log:q} 2>&1"
+        "vexkd latency {wildcards.run:q} --seed {params.seed} --root {params.root:q} --infos {params.infos:q}"
+        " --threads {threads} > {log:q} 2>&1"
+
+
+rule summary:
+    input:
+        settings=written(RUN.config),
+    output:
+        RUN.summary,
+    log:
+        LOGS / "summary/{run}.log",
+    shell:
+        "vexkd summary {wildcards.run:q} --json {output:q} > {log:q} 2>&1"
+
+
+# `update`: the page's prose stays, only what is between its markers is made.
+rule models_doc:
+    input:
+        settings=written(*[EXPERIMENT.run(name).config for name in SETTINGS.runs]),
+    output:
+        update("docs/MODELS.md"),
+    log:
+        LOGS / "models_doc.log",
+    shell:
+        "vexkd summary --all --markdown {output:q} > {log:q} 2>&1"

@@ -2,81 +2,70 @@
 # belongs to `all`: `snakemake --profile slurm submission_RUN` asks for it by name. What is made stands in submissions/.
 
 
+include: "submission_functions.smk"
+
+
+SUBMISSION = EXPERIMENT.submission("{run}", "{seed}")
+
+
 rule test_doctor:
     input:
         test_tables,
     output:
-        TEST_MANIFEST,
+        EXPERIMENT.test_manifest,
     log:
-        "logs/submissions/doctor.log",
+        LOGS / "submissions/doctor.log",
     threads: CORES
-    params:
-        root=SETTINGS.root,
-        version=TEST_VERSION,
-        sensors=sensors_of_detectors,
     shell:
-        "vexkd doctor --root {params.root:q} --version {params.version:q} --manifest {output:q} --splits test"
-        " --sensors {params.sensors:q} --skip-unused --workers {threads} > {log:q} 2>&1"
+        "vexkd doctor --test --workers {threads} > {log:q} 2>&1"
 
 
 rule test_infos:
     input:
-        manifest=TEST_MANIFEST,
+        EXPERIMENT.test_manifest,
     output:
-        TEST_INFOS,
+        EXPERIMENT.test_infos_files,
     log:
-        "logs/submissions/infos.log",
-    params:
-        root=SETTINGS.root,
-        version=TEST_VERSION,
+        LOGS / "submissions/infos.log",
     shell:
-        "vexkd infos --root {params.root:q} --version {params.version:q} --manifest {input.manifest:q}"
-        " --out submissions/infos > {log:q} 2>&1"
+        "vexkd infos --test > {log:q} 2>&1"
 
 
 rule test_predict:
     input:
-        infos=TEST_INFOS,
+        infos=EXPERIMENT.test_infos_files,
         weights=submitted_weights,
-        config="results/runs/{run}/config.yaml",
-        inference="results/runs/{run}/inference.yaml",
+        settings=written(RUN.config, RUN.inference),
     output:
-        predictions="submissions/{run}/seed{seed}/predictions.json",
+        SUBMISSION.predictions,
     log:
-        "logs/submissions/predict-{run}-seed{seed}.log",
+        LOGS / "submissions/predict-{run}-seed{seed}.log",
     threads: train_threads
     resources:
         attempt=attempt_number,
     params:
-        runs=FROZEN_RUNS,
-        root=SETTINGS.root,
         attempt=ATTEMPT,
         vexkd=processes,
-        more=predict_options,
+        options=predict_options,
     shell:
-        "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} predict --weights {input.weights:q}"
-        " --config {params.runs:q}/{wildcards.run:q}/config.yaml --inference {params.runs:q}/{wildcards.run:q}/inference.yaml"
-        " --root {params.root:q} --infos submissions/infos --split test --out {output.predictions:q} {params.more}"
+        "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} predict {wildcards.run:q}"
+        " --seed {wildcards.seed:q} --split test {params.options}"
 
 
 rule submission:
     input:
-        infos=TEST_INFOS,
-        manifest=TEST_MANIFEST,
+        infos=EXPERIMENT.test_infos_files,
+        manifest=EXPERIMENT.test_manifest,
         weights=submitted_weights,
-        predictions="submissions/{run}/seed{seed}/predictions.json",
-        config="results/runs/{run}/config.yaml",
-        inference="results/runs/{run}/inference.yaml",
+        predictions=SUBMISSION.predictions,
+        settings=written(RUN.config, RUN.inference),
     output:
-        zip="submissions/{run}/seed{seed}/{run}-seed{seed}.zip",
-        note="submissions/{run}/seed{seed}/{run}-seed{seed}.json",
+        zip=SUBMISSION.zip,
+        note=SUBMISSION.note,
     log:
-        "logs/submissions/{run}-seed{seed}.log",
-    params:
-        runs=FROZEN_RUNS,
+        LOGS / "submissions/{run}-seed{seed}.log",
     shell:
-        "vexkd submission {wildcards.run:q} --seed {wildcards.seed:q} --settings {params.runs:q} --predictions {input.predictions:q}"
-        " --weights {input.weights:q} --infos submissions/infos --manifest {input.manifest:q} --out {output.zip:q} > {log:q} 2>&1"
+        "vexkd submission {wildcards.run:q} --seed {wildcards.seed:q} > {log:q} 2>&1"
 
 
 for name in SETTINGS.runs:
@@ -85,9 +74,5 @@ for name in SETTINGS.runs:
         name:
             f"submission_{name}"
         input:
-            expand(
-                "submissions/{run}/seed{seed}/{run}-seed{seed}.zip",
-                run=name,
-                seed=SETTINGS.seeds[0],
-            ),
+            EXPERIMENT.submission(name, FIRST_SEED).zip,
         localrule: True

@@ -3,6 +3,9 @@
 # which hands them on to vexkd (workflow/scripts/attempt.py).
 
 
+include: "train_functions.smk"
+
+
 rule train:
     input:
         raw_data,
@@ -12,59 +15,50 @@ rule train:
         backbone=backbone_of,
         start=start_of,
         teacher=teacher_of,
-        config="results/runs/{run}/config.yaml",
+        settings=written(RUN.config),
     output:
-        weights=WEIGHTS,
-        curve="models/{run}/seed{seed}/curve.csv",
-        provenance="models/{run}/seed{seed}/provenance.json",
+        weights=TRAINING.weights,
+        curve=TRAINING.curve,
+        provenance=TRAINING.provenance,
     log:
-        "logs/train/{run}-seed{seed}.log",
+        LOGS / "train/{run}-seed{seed}.log",
     benchmark:
-        "models/{run}/seed{seed}/benchmark.tsv"
+        TRAINING.benchmark
     priority: 10
     threads: train_threads
     resources:
         attempt=attempt_number,
     params:
-        runs=FROZEN_RUNS,
-        root=SETTINGS.root,
         attempt=ATTEMPT,
         vexkd=processes,
-        more=train_options,
-        pace=train_pace,
+        options=train_options,
     shell:
-        "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} train"
-        " --config {params.runs:q}/{wildcards.run:q}/config.yaml"
-        " --seed {wildcards.seed:q} --root {params.root:q} --infos artifacts/infos {params.more}"
-        " --out models/{wildcards.run:q}/seed{wildcards.seed:q} --scratch scratch --keep scratch/finished {params.pace}"
+        "exec {params.attempt} {resources.attempt} {log:q}"
+        " {params.vexkd} train {wildcards.run:q} --seed {wildcards.seed:q} {params.options}"
 
 
 rule predict:
     input:
         raw_data,
         infos=INFOS,
-        weights=WEIGHTS,
-        config="results/runs/{run}/config.yaml",
-        inference="results/runs/{run}/inference.yaml",
+        weights=TRAINING.weights,
+        settings=written(RUN.config, RUN.inference),
     output:
-        predictions="models/{run}/seed{seed}/predictions.{ending}",
+        TRAINING.folder / "predictions.{ending}",
     log:
-        "logs/predict/{run}-seed{seed}.{ending}.log",
+        LOGS / "predict/{run}-seed{seed}.{ending}.log",
     benchmark:
-        "logs/benchmarks/predict/{run}-seed{seed}.{ending}.tsv"
+        LOGS / "benchmarks/predict/{run}-seed{seed}.{ending}.tsv"
     threads: train_threads
     resources:
         attempt=attempt_number,
     params:
-        runs=FROZEN_RUNS,
-        root=SETTINGS.root,
         attempt=ATTEMPT,
         vexkd=processes,
-        more=predict_options,
+        options=predict_options,
     shell:
-        "exec {params.attempt} {resources.attempt} {log:q} {params.vexkd} predict --weights {input.weights:q}"
-        " --config {params.runs:q}/{wildcards.run:q}/config.yaml --inference {params.runs:q}/{wildcards.run:q}/inference.yaml"
-        " --root {params.root:q} --infos artifacts/infos --out {output.predictions:q} {params.more}"
+        "exec {params.attempt} {resources.attempt} {log:q}"
+        " {params.vexkd} predict {wildcards.run:q} --seed {wildcards.seed:q} {params.options}"
 
 
 rule evaluate:
@@ -72,24 +66,18 @@ rule evaluate:
         raw_data,
         labels=labels_of,
         predictions=predictions_of_every_seed,
-        weights=of_every_seed("weights.safetensors"),
-        curves=of_every_seed("curve.csv"),
-        records=of_every_seed("provenance.json"),
-        config="results/runs/{run}/config.yaml",
-        inference="results/runs/{run}/inference.yaml",
+        weights=of_every_seed("weights"),
+        curves=of_every_seed("curve"),
+        records=of_every_seed("provenance"),
+        settings=written(RUN.config, RUN.inference),
     output:
-        metrics="results/runs/{run}/metrics.json",
-        curve="results/runs/{run}/curve.csv",
-        provenance="results/runs/{run}/provenance.json",
-        resamples="results/runs/{run}/resamples.json",
+        metrics=RUN.metrics,
+        curve=RUN.curve,
+        provenance=RUN.provenance,
+        resamples=RUN.resamples,
     log:
-        "logs/evaluate/{run}.log",
+        LOGS / "evaluate/{run}.log",
     benchmark:
-        "logs/benchmarks/evaluate/{run}.tsv"
-    params:
-        runs=FROZEN_RUNS,
-        root=SETTINGS.root,
-        seeds=seed_options,
+        LOGS / "benchmarks/evaluate/{run}.tsv"
     shell:
-        "vexkd evaluate {wildcards.run:q} --models models --results results --settings {params.runs:q}"
-        " --root {params.root:q} {params.seeds} > {log:q} 2>&1"
+        "vexkd evaluate {wildcards.run:q} > {log:q} 2>&1"

@@ -33,7 +33,8 @@ def begin(workflow: Any) -> Call:
 def _before_planning(workflow: Any, call: Call) -> None:
     """Freeze the settings and judge what stands there, after Snakemake has read its rules and before it plans.
 
-    Files that disagree are forced where they are in the plan; as targets (`--forcerun`) Snakemake would make them in any case.
+    A dry run writes no settings. Files that disagree are forced where they are in the plan; as targets (`--forcerun`)
+    Snakemake would make them in any case.
     """
     prepare = workflow._prepare_dag
 
@@ -41,7 +42,7 @@ def _before_planning(workflow: Any, call: Call) -> None:
         execution = workflow.execution_settings
         works = execution is not None and not workflow.dryrun
         try:
-            locks = calls.freeze(call, works=works, alone=works and execution.lock)
+            locks = calls.freeze(call, alone=execution.lock) if works else []
             found = judge(call, works=works)
         except InputError as error:
             raise WorkflowError(str(error)) from None
