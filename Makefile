@@ -58,4 +58,4 @@ readme: env  ## write the numbers of the README from the results
 
 seal: env  ## record what a plain Snakemake run made, if it is what params.yaml asks for
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is no git checkout, in which DVC records; clone the repository, or run 'git init' here." >&2; exit 1; }
-	@vexkd check --all && python workflow/scripts/stage.py seal && python workflow/scripts/stage.py record
+	@vexkd check --all && python workflow/scripts/dvc_stage.py seal && python workflow/scripts/dvc_stage.py record

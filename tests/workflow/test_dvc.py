@@ -199,7 +199,7 @@ def test_weights_of_other_settings_are_sealed_by_no_way(sealed):
 def test_make_seal_says_why_dvc_records_nothing(sealed):
     (sealed.folder / "dvc.lock").write_text("schema: '2.0'\nstages: [", encoding="utf-8")
     assert "DVC could not record what was made: " in sealed.run(
-        "python", "workflow/scripts/stage.py", "record", fails=True
+        "python", "workflow/scripts/dvc_stage.py", "record", fails=True
     )
 
 

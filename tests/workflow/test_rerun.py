@@ -148,7 +148,7 @@ def test_an_edit_while_a_run_goes_on_reaches_none_of_its_jobs(sealed):
     boxes = settings.load(sealed.folder / "params.yaml").run("centerpoint-det").inference.max_boxes
     sealed.set("inference.max_boxes", boxes - 1, "edited.yaml")
     sealed.environment["STAND_IN_MEANWHILE"] = "cp edited.yaml params.yaml && snakemake --profile local -n"
-    message = sealed.run("python", "workflow/scripts/stage.py", "all", fails=True)
+    message = sealed.run("python", "workflow/scripts/dvc_stage.py", "all", fails=True)
     del sealed.environment["STAND_IN_MEANWHILE"]
     assert "params.yaml changed while this ran" in message
     for run in ("centerpoint-det", "centerpoint-det-vexkd"):

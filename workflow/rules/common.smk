@@ -42,7 +42,7 @@ CORES = workflow.resource_settings.cores or 1  # none on a cluster: the profile 
 SCRIPTS = os.path.relpath(
     workflow.basedir
 )  # from the experiment's folder: the commands hold no machine's paths
-ATTEMPT = f"python3 {shlex.quote(SCRIPTS)}/scripts/attempt.py"
+ATTEMPT = f"python3 {shlex.quote(SCRIPTS)}/scripts/job_attempt.py"
 
 
 wildcard_constraints:

@@ -1,6 +1,6 @@
 # One rule for every training: what a run needs follows from its row. Its resumable state lies in scratch/, declared to
 # nobody, because declared outputs are deleted before a job starts. `exec`: signals and the job's end belong to the attempt,
-# which hands them on to vexkd (workflow/scripts/attempt.py).
+# which hands them on to vexkd (workflow/scripts/job_attempt.py).
 
 
 include: "train_functions.smk"

@@ -1,4 +1,4 @@
-"""One attempt at a training or a prediction: `python attempt.py NUMBER LOG COMMAND...`, the command's status as its own.
+"""One attempt at a training or a prediction: `python job_attempt.py NUMBER LOG COMMAND...`, the command's status as its own.
 
 Retries are for lost nodes and exceeded limits. What ended with status 2 was refused as bad input: its sentence is kept,
 and the later attempts of the same call end with it at once. Standard library only; signals go on to the command.

@@ -11,7 +11,7 @@ import pytest
 
 from vexkd.train import launch
 
-SCRIPT = Path(__file__).parents[2] / "workflow/scripts/attempt.py"
+SCRIPT = Path(__file__).parents[2] / "workflow/scripts/job_attempt.py"
 LOG = "logs/train/student-seed0.log"
 
 

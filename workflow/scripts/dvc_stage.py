@@ -2,7 +2,7 @@
 
 DVC reads params.yaml after a stage's command. So the command fails if the file changed meanwhile, and it fails if a
 run's weights or metrics were not made with it: what DVC records is what was made. The profile is SNAKEMAKE_PROFILE's,
-or local. `python stage.py seal` makes nothing: it fails where something is still to be made (for `make
+or local. `python dvc_stage.py seal` makes nothing: it fails where something is still to be made (for `make
 seal`), and `record` lets DVC record what stands there.
 """
 
