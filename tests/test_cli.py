@@ -288,7 +288,7 @@ def test_a_call_leaves_the_working_directory(vexkd, desk, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"bev": {"voxel": [0.3, 0.3, 0.4], "cell": 1.2}}, "no whole number of cells of 1.2 m"),
+        ({"bev": {"voxel": [0.3, 0.3, 0.4], "cell": 1.2}}, "not a whole number of cells of 1.2 m"),
         ({"bev": {"cell": 0.8}}, "bev.cell is 0.8 m"),
         ({"bev": {"voxel": [0.4, 0.4, 4.0]}}, "voxel layers along z are too few"),
         ({"data": {"train_split": "mini_trian"}}, "choose one of mini_train, mini_val"),
