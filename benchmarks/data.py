@@ -21,9 +21,10 @@ BOUNDS = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
 def build_infos(root: Path, version: str, out: Path) -> None:
     """Child process: build, load, and print one row of the table."""
     from vexkd.data import infos as info_tools
+    from vexkd.data import infos_build
 
     begin = time.perf_counter()
-    counts = info_tools.build(root, version, out, progress=False)
+    counts = infos_build.build(root, version, out, progress=False)
     built = time.perf_counter()
     infos = info_tools.load(out)
     loaded = time.perf_counter()
@@ -68,6 +69,7 @@ def measure_loading(root: Path, version: str, workers: int) -> None:
     import torch
 
     from vexkd.data import infos as info_tools
+    from vexkd.data import infos_build
     from vexkd.data import paste as paste_tools
     from vexkd.data.augment import BevAugmentation, ImageAugmentation
     from vexkd.data.dataset import EpochSampler, NuScenesDataset, epoch_order, loader
@@ -75,7 +77,7 @@ def measure_loading(root: Path, version: str, workers: int) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        info_tools.build(root, version, out / "infos", progress=False)
+        infos_build.build(root, version, out / "infos", progress=False)
         infos = info_tools.load(out / "infos")
         split = next(name for name, scenes in infos.splits.items() if scenes)
         infos = infos.subset(split)

@@ -33,7 +33,7 @@ def keyframe() -> Path:
 @pytest.fixture(scope="session")
 def town(tmp_path_factory) -> Path:
     """A two-scene town of three keyframes each; its infos stand in `infos/` beside `data/`."""
-    from vexkd.data import infos, paste
+    from vexkd.data import infos_build, paste
     from vexkd.synthetic.tables import synthesize
 
     base = tmp_path_factory.mktemp("town")
@@ -49,7 +49,7 @@ def town(tmp_path_factory) -> Path:
         workers=1,
         progress=False,
     )
-    infos.build(base / "data", "v1.0-mini", base / "infos", progress=False)
+    infos_build.build(base / "data", "v1.0-mini", base / "infos", progress=False)
     paste.build(
         base / "data",
         base / "infos",

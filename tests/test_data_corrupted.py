@@ -16,7 +16,7 @@ from pyquaternion import Quaternion
 from test_data_tiny import KEY, START, VERSION, write
 
 from vexkd import boxes as box_tools
-from vexkd.data import doctor, tables
+from vexkd.data import doctor, infos_build, tables
 from vexkd.data import infos as info_tools
 from vexkd.errors import InputError
 
@@ -366,7 +366,7 @@ def copy(whole, tmp_path) -> Path:
 def one_sentence(root: Path, tmp_path: Path) -> str:
     """What infos says, which must be all that doctor says."""
     with pytest.raises(InputError) as caught:
-        info_tools.build(root, VERSION, tmp_path / "infos", progress=False)
+        infos_build.build(root, VERSION, tmp_path / "infos", progress=False)
     assert not (tmp_path / "infos").exists()
     assert doctor.examine(root, VERSION, progress=False) == [str(caught.value)]
     assert "\n" not in str(caught.value)
@@ -490,7 +490,7 @@ def test_every_column_that_is_read_is_missed(copy, tmp_path):
 
 def test_rotations_of_any_length_are_the_devkits(copy, tmp_path):
     """pyquaternion brings them to length 1, so scoring sees the same boxes, sweeps and cameras."""
-    info_tools.build(copy, VERSION, tmp_path / "unit", progress=False)
+    infos_build.build(copy, VERSION, tmp_path / "unit", progress=False)
     turns = {"sample_annotation": [0.8, 0, 0, 0.6], "ego_pose": None, "calibrated_sensor": None}
     for length, folder in ((1.0, "unit"), (2.5, "other")):
         for table, turn in turns.items():
@@ -499,7 +499,7 @@ def test_rotations_of_any_length_are_the_devkits(copy, tmp_path):
             for row in rows:
                 row["rotation"] = [length * v for v in turn or row["rotation"]]
             path.write_text(json.dumps(rows))
-        info_tools.build(copy, VERSION, tmp_path / folder, progress=False)
+        infos_build.build(copy, VERSION, tmp_path / folder, progress=False)
     unit, other = (info_tools.load(tmp_path / folder) for folder in ("unit", "other"))
     for name in ("boxes", "global_from_ego", "ego_from_lidar", "camera_from_lidar", "lidar_from_sweep"):
         np.testing.assert_allclose(other.arrays[name], unit.arrays[name], atol=1e-9)
@@ -517,12 +517,12 @@ def test_sizes_in_another_order(tmp_path):
     synthesize(root, scenes=1, samples=4, seed=1, sensors=False, progress=False)
     path = root / VERSION / "sample_annotation.json"
     rows = json.loads(path.read_text())
-    info_tools.build(root, VERSION, tmp_path / "infos", progress=False)
+    infos_build.build(root, VERSION, tmp_path / "infos", progress=False)
     for row in rows:
         row["size"] = [row["size"][1], row["size"][0], row["size"][2]]
     path.write_text(json.dumps(rows))
     with pytest.raises(InputError, match=r"sample_annotation\.json: size of \d+ cars is not width, length, height"):
-        info_tools.build(root, VERSION, tmp_path / "infos", progress=False)
+        infos_build.build(root, VERSION, tmp_path / "infos", progress=False)
 
 
 def test_lengths_next_to_one_stay_as_they_are():
@@ -542,7 +542,7 @@ def test_lidar_without_cameras(copy, tmp_path):
     }.items():
         path = copy / VERSION / f"{table}.json"
         path.write_text(json.dumps([row for row in json.loads(path.read_text()) if not is_camera(row)]))
-    assert info_tools.build(copy, VERSION, tmp_path / "infos", progress=False).cameras == 0
+    assert infos_build.build(copy, VERSION, tmp_path / "infos", progress=False).cameras == 0
     [first, *_] = info_tools.load(tmp_path / "infos")
     assert first.camera_paths == []
     assert first.camera_from_lidar.shape == (0, 4, 4)
@@ -558,9 +558,9 @@ def test_a_car_that_never_drives_where_it_looks(tmp_path):
     synthesize(root, scenes=1, samples=12, seed=1, sensors=False, sweeps_per_sample=4, progress=False)
     path = root / VERSION / "ego_pose.json"
     rows = json.loads(path.read_text())
-    info_tools.build(root, VERSION, tmp_path / "infos", progress=False)
+    infos_build.build(root, VERSION, tmp_path / "infos", progress=False)
     for row in rows:
         row["rotation"] = (Quaternion(row["rotation"]) * Quaternion(axis=[0, 0, 1], degrees=120)).elements.tolist()
     path.write_text(json.dumps(rows))
     with pytest.raises(InputError, match=r"all along scene-\d+ the car does not drive where it looks"):
-        info_tools.build(root, VERSION, tmp_path / "infos", progress=False)
+        infos_build.build(root, VERSION, tmp_path / "infos", progress=False)

@@ -17,7 +17,7 @@ from vexkd import geometry
 from vexkd.batch import collate
 from vexkd.data import dataset as data
 from vexkd.data import infos as info_tools
-from vexkd.data import paste, tables
+from vexkd.data import infos_build, paste, tables
 from vexkd.data.augment import BevAugmentation, GridMaskAugmentation, ImageAugmentation
 from vexkd.errors import InputError
 from vexkd.settings import load
@@ -31,7 +31,7 @@ CAR, WALKER = box_tools.CLASSES.index("car"), box_tools.CLASSES.index("pedestria
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset")
     root = write(folder / "set")
-    info_tools.build(root, VERSION, folder / "infos", progress=False)
+    infos_build.build(root, VERSION, folder / "infos", progress=False)
     paste.build(root, folder / "infos", folder / "paste", split="mini_train", progress=False)
     return folder
 
@@ -328,7 +328,7 @@ def test_loader_gives_the_same_with_and_without_workers(built, start):
 
 def test_real_keyframe_as_a_sample(tmp_path):
     root = real_keyframe()
-    info_tools.build(root, VERSION, tmp_path, progress=False)
+    infos_build.build(root, VERSION, tmp_path, progress=False)
     dataset = data.NuScenesDataset(
         root=root,
         infos=info_tools.load(tmp_path).subset("mini_train"),

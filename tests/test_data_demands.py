@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_data_tiny import VERSION, write
 
-from vexkd.data import demands
+from vexkd.data import demands, infos_build
 from vexkd.data import infos as info_tools
 from vexkd.errors import InputError
 
@@ -41,7 +41,7 @@ def asked(settings):
 
 
 def check(root: Path, /, run, **keywords: Any) -> list[str]:
-    info_tools.build(root, VERSION, root / "infos", progress=False)
+    infos_build.build(root, VERSION, root / "infos", progress=False)
     return demands.check(run, info_tools.load(root / "infos"), **keywords)
 
 
@@ -176,7 +176,7 @@ def test_an_unknown_split(root, asked):
 def test_a_split_that_the_devkit_does_not_score_in_this_version(root, asked):
     own = root / "v1.0-own"
     (root / VERSION).rename(own)
-    info_tools.build(root, "v1.0-own", root / "infos", progress=False)
+    infos_build.build(root, "v1.0-own", root / "infos", progress=False)
     with pytest.raises(InputError, match=r"scores 'mini_val' in versions that end in 'mini' only, not in v1\.0-own"):
         demands.check(asked(), info_tools.load(root / "infos"))
 
@@ -207,7 +207,7 @@ def test_bad_splits_are_refused_by_infos_and_doctor(root, content):
 
     (root / VERSION / "splits.json").write_text(content)
     with pytest.raises(InputError, match=BAD_SPLITS[content]) as caught:
-        info_tools.build(root, VERSION, root / "infos", progress=False)
+        infos_build.build(root, VERSION, root / "infos", progress=False)
     assert doctor.examine(root, VERSION, progress=False) == [str(caught.value)]
 
 
@@ -215,7 +215,7 @@ def test_an_official_split_written_out_is_no_fault(root):
     from nuscenes.utils.splits import create_splits_scenes
 
     splits(root, mini_val=create_splits_scenes()["mini_val"], mine=["scene-0061"])
-    info_tools.build(root, VERSION, root / "infos", progress=False)
+    infos_build.build(root, VERSION, root / "infos", progress=False)
     assert info_tools.load(root / "infos").splits["mini_val"] == ["scene-0103"]
 
 
@@ -228,7 +228,7 @@ def test_train_refuses_before_the_first_step(root, asked, tmp_path, capsys):
 
     run = asked(data={"sweeps": 9})
     change(root, "sample_data", prev="")
-    info_tools.build(root, VERSION, root / "infos", progress=False)
+    infos_build.build(root, VERSION, root / "infos", progress=False)
     with pytest.raises(InputError, match=r"data\.sweeps: 9 earlier sweeps are asked for, but no sample"):
         session.train(
             run,

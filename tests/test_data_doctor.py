@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 from test_data_tiny import RINGS, VERSION, real_keyframe, write
 
-from vexkd.data import doctor, file_checks, images, tables
-from vexkd.data import infos as info_tools
+from vexkd.data import doctor, file_checks, images, infos_build, tables
 from vexkd.data import manifest as manifest_tools
 from vexkd.errors import InputError
 
@@ -201,7 +200,7 @@ def test_real_sweep_cut_anywhere():
     root = real_keyframe()
     path = _some(root, f"samples/{tables.LIDAR}/*")
     data = path.read_bytes()
-    known = info_tools.annotated(root, VERSION)[str(path.relative_to(root))]
+    known = infos_build.annotated(root, VERSION)[str(path.relative_to(root))]
     assert file_checks.lidar_problem(data, *known) == ""
     cuts = [*range(1, 1300), *np.random.default_rng(0).integers(1, len(data), 150), *range(512, len(data), 8192)]
     unseen = [cut for cut in cuts if not file_checks.lidar_problem(data[: len(data) - cut], *known)]

@@ -16,7 +16,7 @@ from vexkd import boxes as box_tools
 from vexkd import content, geometry, provenance
 from vexkd.content import Digests
 from vexkd.data import infos as info_tools
-from vexkd.data import tables
+from vexkd.data import infos_build, tables
 from vexkd.data.annotations import Annotations
 from vexkd.data.points import read_lidar
 from vexkd.errors import InputError
@@ -30,7 +30,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def built(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("infos")
-    info_tools.build(tiny, VERSION, folder, progress=False)
+    infos_build.build(tiny, VERSION, folder, progress=False)
     return folder
 
 
@@ -44,7 +44,7 @@ def devkit(tiny):
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     root, folder = real_keyframe(), tmp_path_factory.mktemp("real")
-    counts = info_tools.build(root, VERSION, folder, progress=False)
+    counts = infos_build.build(root, VERSION, folder, progress=False)
     return root, counts, info_tools.load(folder)
 
 
@@ -71,7 +71,7 @@ def test_sweeps_go_back_from_the_nearest(built):
 
 
 def test_max_sweeps_limits_the_list(tiny, tmp_path):
-    assert info_tools.build(tiny, VERSION, tmp_path, max_sweeps=3, progress=False).sweeps == 6
+    assert infos_build.build(tiny, VERSION, tmp_path, max_sweeps=3, progress=False).sweeps == 6
 
 
 def test_boxes_and_velocities_equal_the_devkit(built, devkit):
@@ -116,7 +116,7 @@ def test_class_holders_ignore_unseen_boxes(built):
 
 
 def test_infos_are_the_same_bytes_again(tiny, built, tmp_path):
-    info_tools.build(tiny, VERSION, tmp_path, progress=False)
+    infos_build.build(tiny, VERSION, tmp_path, progress=False)
     for name in info_tools.FILES:
         assert (tmp_path / f"{name}.parquet").read_bytes() == (built / f"{name}.parquet").read_bytes()
 
@@ -125,14 +125,14 @@ def test_test_split_without_annotations(tmp_path):
     root = write(tmp_path / "set")
     (root / VERSION / "sample_annotation.json").write_text("[]")
     (root / VERSION / "instance.json").write_text("[]")
-    assert info_tools.build(root, VERSION, tmp_path / "infos", progress=False).boxes == 0
+    assert infos_build.build(root, VERSION, tmp_path / "infos", progress=False).boxes == 0
     assert info_tools.load(tmp_path / "infos")[0].boxes.shape == (0, 9)
 
 
 def test_custom_splits(tmp_path):
     root = write(tmp_path / "set")
     (root / VERSION / "splits.json").write_text(json.dumps({"mine": ["scene-0103"]}))
-    info_tools.build(root, VERSION, tmp_path / "infos", progress=False)
+    infos_build.build(root, VERSION, tmp_path / "infos", progress=False)
     assert info_tools.load(tmp_path / "infos").subset("mine").tokens() == ["scene-0103-0"]
 
 
@@ -143,13 +143,13 @@ def test_unknown_split_names_the_known_ones(built):
 
 def test_missing_root_version_and_table(tmp_path):
     with pytest.raises(InputError, match=r"nowhere does not exist: set root"):
-        info_tools.build(tmp_path / "nowhere", VERSION, tmp_path / "out", progress=False)
+        infos_build.build(tmp_path / "nowhere", VERSION, tmp_path / "out", progress=False)
     root = write(tmp_path / "set")
     with pytest.raises(InputError, match="has no version v1.0-trainval .it holds v1.0-mini.: correct data.version"):
-        info_tools.build(root, "v1.0-trainval", tmp_path / "out", progress=False)
+        infos_build.build(root, "v1.0-trainval", tmp_path / "out", progress=False)
     (root / VERSION / "ego_pose.json").unlink()
     with pytest.raises(InputError, match=r"lacks ego_pose\.json: extract"):
-        info_tools.build(root, VERSION, tmp_path / "out", progress=False)
+        infos_build.build(root, VERSION, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
 
 
@@ -159,7 +159,7 @@ def test_cut_table_names_the_file(tmp_path, keep):
     path = root / VERSION / "sample_data.json"
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
     with pytest.raises(InputError, match=r"sample_data\.json is cut or damaged"):
-        info_tools.build(root, VERSION, tmp_path / "out", progress=False)
+        infos_build.build(root, VERSION, tmp_path / "out", progress=False)
 
 
 @pytest.mark.parametrize("attribute", ["flying", ["moving"], 3])
@@ -172,7 +172,7 @@ def test_an_unknown_attribute_is_refused(tmp_path, attribute):
     with pytest.raises(
         InputError, match=f"json: row {rows[-1]['token']}: it names an attribute that attribute.json lacks"
     ):
-        info_tools.build(root, VERSION, tmp_path / "out", progress=False)
+        infos_build.build(root, VERSION, tmp_path / "out", progress=False)
 
 
 def test_rows_survive_block_borders(tmp_path, monkeypatch):
@@ -190,13 +190,13 @@ def test_repeated_token_and_lost_keyframe(tmp_path):
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([*rows, rows[0]]))
     with pytest.raises(InputError, match=r"sample\.json: row scene-0061-0: its token stands twice"):
-        info_tools.build(root, VERSION, tmp_path / "out", progress=False)
+        infos_build.build(root, VERSION, tmp_path / "out", progress=False)
     path.write_text(json.dumps(rows))
     path = root / VERSION / "sample_data.json"
     kept = [row for row in json.loads(path.read_text()) if "CAM_BACK-scene-0103" not in row["token"]]
     path.write_text(json.dumps(kept))
     with pytest.raises(InputError, match="sample scene-0103-0 has no keyframe of CAM_BACK:"):
-        info_tools.build(root, VERSION, tmp_path / "out", progress=False)
+        infos_build.build(root, VERSION, tmp_path / "out", progress=False)
 
 
 def test_lost_sensor_and_lost_ego_pose(tmp_path):
@@ -206,7 +206,7 @@ def test_lost_sensor_and_lost_ego_pose(tmp_path):
         whole = path.read_text()
         path.write_text(json.dumps(json.loads(whole)[:-1]))
         with pytest.raises(InputError, match=message):
-            info_tools.build(root, VERSION, tmp_path / "out", progress=False)
+            infos_build.build(root, VERSION, tmp_path / "out", progress=False)
         path.write_text(whole)
 
 
@@ -228,7 +228,7 @@ def test_damaged_infos_are_refused(built, tmp_path, name):
 
 
 def test_infos_of_two_builds_are_not_mixed(tiny, built, tmp_path):
-    info_tools.build(tiny, VERSION, tmp_path, max_sweeps=2, progress=False)
+    infos_build.build(tiny, VERSION, tmp_path, max_sweeps=2, progress=False)
     (tmp_path / "sweeps.parquet").write_bytes((built / "sweeps.parquet").read_bytes())
     with pytest.raises(InputError, match=r"sweeps\.parquet was not made together with samples"):
         info_tools.load(tmp_path)
@@ -283,19 +283,19 @@ def test_a_changed_splits_file_is_taken_over_as_if_made_anew(town, tmp_path):
     shutil.copytree(town / "data" / "v1.0-mini", root / "v1.0-mini")
     (root / "samples").symlink_to(town / "data" / "samples")
     (root / "sweeps").symlink_to(town / "data" / "sweeps")
-    info_tools.build(root, "v1.0-mini", out, progress=False)
+    infos_build.build(root, "v1.0-mini", out, progress=False)
     before, identity = (out / "samples.parquet").stat(), Digests().of(out)
-    assert info_tools.renew_splits(out, root, "v1.0-mini", write=True) is None
+    assert infos_build.renew_splits(out, root, "v1.0-mini", write=True) is None
     scenes = [row["name"] for row in json.loads((root / "v1.0-mini/scene.json").read_text())]
     (root / "v1.0-mini/splits.json").write_text(json.dumps({"mine": scenes[:1]}))
-    looked = info_tools.renew_splits(out, root, "v1.0-mini", write=False)
+    looked = infos_build.renew_splits(out, root, "v1.0-mini", write=False)
     assert "mine" not in info_tools.load(out).splits
-    assert info_tools.renew_splits(out, root, "v1.0-mini", write=True) == looked == content.split_digests(out)
+    assert infos_build.renew_splits(out, root, "v1.0-mini", write=True) == looked == content.split_digests(out)
     assert info_tools.load(out).splits["mine"] == scenes[:1]
     assert looked["mine"] == provenance.digest(info_tools.load(out).subset("mine").tokens())
     assert (out / "samples.parquet").stat().st_mtime_ns == before.st_mtime_ns
     assert Digests().of(out) == identity
-    info_tools.build(root, "v1.0-mini", tmp_path / "anew", progress=False)
+    infos_build.build(root, "v1.0-mini", tmp_path / "anew", progress=False)
     made, taken_over = (pq.read_table(folder / "samples.parquet") for folder in (tmp_path / "anew", out))
     assert taken_over.equals(made)
     assert taken_over.schema.metadata == made.schema.metadata

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vexkd.data import expansions, maps
+from vexkd.data import expansions, map_drawing, maps
 from vexkd.data import infos as info_tools
 from vexkd.data.augment import BevAugmentation
 from vexkd.errors import InputError
@@ -38,7 +38,7 @@ def infos(town):
 @pytest.fixture(scope="module")
 def folder(town, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("maps")
-    maps.build(town / "data", town / "infos", out, reach=REACH, workers=1, progress=False)
+    map_drawing.build(town / "data", town / "infos", out, reach=REACH, workers=1, progress=False)
     return out
 
 
@@ -137,7 +137,7 @@ def test_a_line_that_crosses_the_patch_twice(tmp_path):
     with pytest.raises(TypeError, match="MultiLineString"):
         devkit_mask(devkit_map(tmp_path, PLACE), NORTH, ("road_divider",))
     for edges in ("published", "centre"):
-        drawn = maps.rasterise(expansions.read_expansion(path, edges=edges), NORTH, reach=50.0, cell=0.5)[
+        drawn = map_drawing.rasterise(expansions.read_expansion(path, edges=edges), NORTH, reach=50.0, cell=0.5)[
             INDEX["divider"]
         ]
         columns = np.flatnonzero(drawn.any(axis=0))
@@ -150,7 +150,7 @@ def test_a_line_that_crosses_the_patch_twice(tmp_path):
 @pytest.mark.parametrize("layer", expansions.LINES)
 def test_either_kind_of_divider_counts(tmp_path, layer):
     path = write_map(tmp_path / "a.json", **{layer: [[(90.0, 200.0), (110.0, 200.0)]]})
-    drawn = maps.rasterise(expansions.read_expansion(path), NORTH, reach=50.0, cell=0.5)
+    drawn = map_drawing.rasterise(expansions.read_expansion(path), NORTH, reach=50.0, cell=0.5)
     assert drawn[INDEX["divider"], 100, 85:115].all()
     assert drawn.sum(axis=(1, 2)).astype(bool).tolist() == [False] * 5 + [True]
 
@@ -162,7 +162,7 @@ def test_ahead_lands_ahead_and_right_lands_right(tmp_path):
     )
     west = NORTH.copy()
     west[:2, :2] = [[0.0, -1.0], [1.0, 0.0]]  # x of the LiDAR (right) is the map's +y, y (ahead) the map's -x
-    drawn = maps.rasterise(expansions.read_expansion(path), west, reach=50.0, cell=0.5)
+    drawn = map_drawing.rasterise(expansions.read_expansion(path), west, reach=50.0, cell=0.5)
     rows, columns = np.nonzero(drawn[INDEX["ped_crossing"]])
     assert np.abs([rows.mean() - 140, columns.mean() - 100]).max() <= 0.5, "20 m ahead: rows grow ahead"
     rows, columns = np.nonzero(drawn[INDEX["walkway"]])
@@ -175,11 +175,11 @@ def test_cells_by_hand(tmp_path):
     """A square of 2 m with a hole of 1 m: outlines count in the published way, centres in the exact one."""
     shape = [rectangle(100.0, 200.0, 104.0, 204.0), rectangle(101.0, 201.0, 103.0, 203.0)]
     path = write_map(tmp_path / "a.json", drivable_area=[shape])
-    exact = maps.rasterise(expansions.read_expansion(path, edges="centre"), NORTH, reach=5.0, cell=0.5)[0]
+    exact = map_drawing.rasterise(expansions.read_expansion(path, edges="centre"), NORTH, reach=5.0, cell=0.5)[0]
     assert exact.sum() == 8 * 8 - 4 * 4
     assert exact[10:18, 10:18].sum() == exact.sum()
     assert not exact[12:16, 12:16].any()
-    published = maps.rasterise(expansions.read_expansion(path), NORTH, reach=5.0, cell=0.5)[0]
+    published = map_drawing.rasterise(expansions.read_expansion(path), NORTH, reach=5.0, cell=0.5)[0]
     assert published.sum() == 9 * 9 - 3 * 3, "half a cell more on either side, in the hole too"
 
 
@@ -187,7 +187,7 @@ def test_a_hole_takes_nothing_from_another_polygon(tmp_path):
     island, ring = [rectangle(101, 201, 103, 203)], [rectangle(96, 196, 108, 208), rectangle(98, 198, 106, 206)]
     path = write_map(tmp_path / "a.json", drivable_area=[island, ring])
     for edges in ("published", "centre"):
-        drawn = maps.rasterise(expansions.read_expansion(path, edges=edges), NORTH, reach=10.0, cell=0.5)[0]
+        drawn = map_drawing.rasterise(expansions.read_expansion(path, edges=edges), NORTH, reach=10.0, cell=0.5)[0]
         assert drawn[24, 24] == 1, "the island in the hole stays"
         assert drawn[18, 24] == 0
 
@@ -198,7 +198,7 @@ def test_exact_area(tmp_path):
     path = write_map(tmp_path / "a.json", walkway=[[(corners + (100, 200)).tolist()]])
     area = {}
     for edges in ("published", "centre"):
-        drawn = maps.rasterise(expansions.read_expansion(path, edges=edges), NORTH, reach=20.0, cell=0.1)
+        drawn = map_drawing.rasterise(expansions.read_expansion(path, edges=edges), NORTH, reach=20.0, cell=0.1)
         area[edges] = drawn[INDEX["walkway"]].sum() * 0.1**2
     first, second = corners[1] - corners[0], corners[2] - corners[0]
     true = abs(first[0] * second[1] - first[1] * second[0]) / 2
@@ -213,7 +213,7 @@ def test_labels_follow_the_augmentation(town, infos, rasters):
         path = town / "data" / "maps" / "expansion" / f"{keyframe.location}.json"
         augment = AUGMENT.draw(rng)
         read = rasters.labels(keyframe.token, augment, GRID)
-        drawn = maps.rasterise(
+        drawn = map_drawing.rasterise(
             expansions.read_expansion(path), keyframe.global_from_lidar, reach=50.0, cell=0.5, lidar_augment=augment
         )
         differs = read != drawn
@@ -290,9 +290,9 @@ def test_files(folder, infos, rasters):
 
 
 def test_same_bytes_whatever_the_workers_and_interruptions(town, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(maps, "_CHUNK", 2)
+    monkeypatch.setattr(map_drawing, "_CHUNK", 2)
     with monkeypatch.context() as broken:
-        make, made = maps._make_part, []
+        make, made = map_drawing._make_part, []
 
         def stop(job):
             if len(made) == 2:
@@ -300,18 +300,20 @@ def test_same_bytes_whatever_the_workers_and_interruptions(town, folder, tmp_pat
             made.append(job)
             return make(job)
 
-        broken.setattr(maps, "_make_part", stop)
+        broken.setattr(map_drawing, "_make_part", stop)
         with pytest.raises(KeyboardInterrupt):
-            maps.build(town / "data", town / "infos", tmp_path, reach=REACH, workers=1, progress=False)
+            map_drawing.build(town / "data", town / "infos", tmp_path, reach=REACH, workers=1, progress=False)
     parts = list((tmp_path / ".parts").rglob("*.npy"))
     assert len(parts) == 2
     assert not (tmp_path / "rasters.npy").exists()
     times = {path: path.stat().st_mtime_ns for path in parts}
-    join = maps._join
+    join = map_drawing._join
     monkeypatch.setattr(
-        maps, "_join", lambda *a: (times.update({p: p.stat().st_mtime_ns - t for p, t in times.items()}), join(*a))
+        map_drawing,
+        "_join",
+        lambda *a: (times.update({p: p.stat().st_mtime_ns - t for p, t in times.items()}), join(*a)),
     )
-    maps.build(town / "data", town / "infos", tmp_path, reach=REACH, workers=2, progress=False)
+    map_drawing.build(town / "data", town / "infos", tmp_path, reach=REACH, workers=2, progress=False)
     assert set(times.values()) == {0}, "finished parts are not made again"
     for name in ("rasters.npy", "index.parquet"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
@@ -320,7 +322,7 @@ def test_same_bytes_whatever_the_workers_and_interruptions(town, folder, tmp_pat
 def test_parts_of_other_settings_are_not_used(town, tmp_path):
     (tmp_path / ".parts" / "old").mkdir(parents=True)
     (tmp_path / ".parts" / "old" / "00000.npy").write_bytes(b"")
-    assert maps.build(town / "data", town / "infos", tmp_path, reach=5.0, progress=False) == 6
+    assert map_drawing.build(town / "data", town / "infos", tmp_path, reach=5.0, progress=False) == 6
     assert not (tmp_path / ".parts").exists()
     assert maps.Maps(tmp_path).side == 20
 
@@ -354,7 +356,7 @@ def test_a_bad_map_expansion_is_refused(town, tmp_path, spoil, message):
     shutil.copytree(town / "data" / "maps" / "expansion", tmp_path / "maps" / "expansion")
     spoil(tmp_path / "maps" / "expansion" / f"{PLACE}.json")
     with pytest.raises(InputError, match=message) as caught:
-        maps.build(tmp_path, town / "infos", tmp_path / "out", reach=10.0, progress=False)
+        map_drawing.build(tmp_path, town / "infos", tmp_path / "out", reach=10.0, progress=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists(), "all maps are looked at before any is drawn"
 
@@ -434,7 +436,7 @@ def test_a_scene_off_its_map_is_refused(town, tmp_path, infos):
     with pytest.raises(
         InputError, match=r"none of its 3 samples .the first is \w+. sees any class of the map of \w+"
     ) as caught:
-        maps.build(tmp_path, town / "infos", tmp_path / "out", reach=10.0, progress=False)
+        map_drawing.build(tmp_path, town / "infos", tmp_path / "out", reach=10.0, progress=False)
     assert str(caught.value).split(":")[0] in infos.samples["scene"].to_pylist()
     assert not (tmp_path / "out" / "rasters.npy").exists()
 
@@ -447,9 +449,9 @@ def test_infos_without_location_are_refused(town, infos, tmp_path, monkeypatch):
     names = pa.array([PLACE] * 3 + [""] + [PLACE] * 2)
     column = infos.samples.schema.get_field_index("location")
     lost = replace(infos, samples=infos.samples.set_column(column, "location", names))
-    monkeypatch.setattr(maps.info_tools, "load", lambda _: lost)
+    monkeypatch.setattr(map_drawing.info_tools, "load", lambda _: lost)
     with pytest.raises(InputError, match=f"sample {infos[3].token} has no location in the infos"):
-        maps.build(town / "data", town / "infos", tmp_path, reach=10.0, progress=False)
+        map_drawing.build(town / "data", town / "infos", tmp_path, reach=10.0, progress=False)
 
 
 def test_damaged_rasters_are_refused(folder, tmp_path):

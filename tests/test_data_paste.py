@@ -16,7 +16,7 @@ from test_data_tiny import VERSION, write
 
 from vexkd import boxes as box_tools
 from vexkd.data import infos as info_tools
-from vexkd.data import paste
+from vexkd.data import infos_build, paste
 from vexkd.errors import InputError
 
 CAR, WALKER = box_tools.CLASSES.index("car"), box_tools.CLASSES.index("pedestrian")
@@ -26,7 +26,7 @@ CAR, WALKER = box_tools.CLASSES.index("car"), box_tools.CLASSES.index("pedestria
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paste")
     root = write(folder / "set")
-    info_tools.build(root, VERSION, folder / "infos", progress=False)
+    infos_build.build(root, VERSION, folder / "infos", progress=False)
     return folder
 
 

@@ -8,6 +8,7 @@ from test_data_tiny import POST, VERSION, write
 
 from vexkd import geometry
 from vexkd.data import infos as info_tools
+from vexkd.data import infos_build
 from vexkd.data.points import Sweep, choose_sweeps, in_bounds, move_in_place, read_lidar, stack_sweeps
 from vexkd.errors import InputError
 
@@ -35,7 +36,7 @@ def test_every_cut_is_refused_where_the_size_is_known(tmp_path):
 def test_a_static_point_lands_on_itself(tmp_path):
     """The post, seen from moving and turning sweeps, is one place in the keyframe's frame and on the map."""
     root = write(tmp_path / "set")
-    info_tools.build(root, VERSION, tmp_path / "infos", progress=False)
+    infos_build.build(root, VERSION, tmp_path / "infos", progress=False)
     keyframe = info_tools.load(tmp_path / "infos")[2]
     assert len(keyframe.sweep_paths) == 8
     sweeps = [

@@ -41,7 +41,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.fixture(scope="module")
 def town(tmp_path_factory) -> Path:
     """Three scenes to train on and one for validation, of three keyframes each."""
-    from vexkd.data import infos
+    from vexkd.data import infos_build
     from vexkd.synthetic.tables import synthesize
 
     base = tmp_path_factory.mktemp("four")
@@ -49,7 +49,7 @@ def town(tmp_path_factory) -> Path:
         base / "data", scenes=4, samples=3, seed=3, image_size=(160, 90), beams=16, azimuths=240, sweeps_per_sample=2,
         workers=1, progress=False,
     )  # fmt: skip
-    infos.build(base / "data", "v1.0-mini", base / "infos", progress=False)
+    infos_build.build(base / "data", "v1.0-mini", base / "infos", progress=False)
     parallel.save_origins(base)
     return base
 

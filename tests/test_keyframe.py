@@ -16,6 +16,7 @@ from conftest import ROOT
 from vexkd import settings
 from vexkd.boxes import CLASS_OF_CATEGORY
 from vexkd.data import infos as info_tools
+from vexkd.data import infos_build
 
 STEPS = 150
 NEAR, HIT = 50.0, 2.0  # metres
@@ -24,7 +25,7 @@ NEAR, HIT = 50.0, 2.0  # metres
 @pytest.fixture(scope="module")
 def infos(keyframe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("keyframe") / "infos"
-    info_tools.build(keyframe, "v1.0-mini", folder, progress=False)
+    infos_build.build(keyframe, "v1.0-mini", folder, progress=False)
     return folder
 
 

@@ -24,6 +24,7 @@ LAYERS = [
         "leftovers",
         "calls",
         "needs",
+        "pool",
     },
     {"ops"},
     {"synthetic", "data"},

@@ -103,11 +103,11 @@ def test_places_undo_the_augmentation_of_the_scene():
 def test_places_on_the_real_keyframe_are_the_depth_images(keyframe, tmp_path):
     """The cell under a LiDAR point shows where the point shows: through the projection that places the depth image."""
     from vexkd.batch import collate
-    from vexkd.data import infos
+    from vexkd.data import infos, infos_build
     from vexkd.data.dataset import NuScenesDataset
     from vexkd.models import lss
 
-    infos.build(keyframe, "v1.0-mini", tmp_path, progress=False)
+    infos_build.build(keyframe, "v1.0-mini", tmp_path, progress=False)
     bounds = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
     dataset = NuScenesDataset(
         root=keyframe, infos=infos.load(tmp_path).subset("mini_train"), sensors=["camera"],

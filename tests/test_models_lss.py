@@ -11,7 +11,7 @@ import torch
 from pyquaternion import Quaternion
 
 from vexkd.batch import Batch, collate
-from vexkd.data import infos, tables
+from vexkd.data import infos, infos_build, tables
 from vexkd.data.dataset import NuScenesDataset
 from vexkd.errors import InputError
 from vexkd.models import depth_net, lss
@@ -285,7 +285,7 @@ def test_depth_nets_of_the_papers_size():
 
 
 def dataset_of(keyframe, folder) -> NuScenesDataset:
-    infos.build(keyframe, "v1.0-mini", folder, progress=False)
+    infos_build.build(keyframe, "v1.0-mini", folder, progress=False)
     return NuScenesDataset(
         root=keyframe, infos=infos.load(folder).subset("mini_train"), sensors=["lidar", "camera"],
         bounds=(-54.0, -54.0, -5.0, 54.0, 54.0, 3.0), sweeps=0, image_size=(256, 704), test_resize=0.48,

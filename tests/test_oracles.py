@@ -22,7 +22,7 @@ from vexkd import geometry, settings
 from vexkd.batch import Batch
 from vexkd.boxes import CLASSES
 from vexkd.data import infos as info_tools
-from vexkd.data import tables
+from vexkd.data import infos_build, tables
 from vexkd.data.map_predictions import levels
 from vexkd.distill import distiller
 from vexkd.distill.losses import attention_transfer
@@ -622,7 +622,7 @@ def test_the_keyframes_boxes_project_as_the_devkits(keyframe, tmp_path):
     from nuscenes.utils.geometry_utils import view_points
 
     nusc = NuScenes("v1.0-mini", str(keyframe), verbose=False)
-    info_tools.build(keyframe, "v1.0-mini", tmp_path, progress=False)
+    infos_build.build(keyframe, "v1.0-mini", tmp_path, progress=False)
     frame = info_tools.load(tmp_path)[0]
     ours = dict(zip(frame.annotations, frame.boxes, strict=True))
     theirs_to_ours = [4, 7, 3, 0, 5, 6, 2, 1]  # the devkit's order of corners in ours

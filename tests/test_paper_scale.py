@@ -17,6 +17,7 @@ from conftest import ROOT
 from vexkd import settings
 from vexkd.batch import Batch, collate
 from vexkd.data import infos as info_tools
+from vexkd.data import infos_build
 from vexkd.models import bev_model
 from vexkd.train import tasks
 
@@ -34,7 +35,7 @@ def distinct_models() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def infos(keyframe, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("keyframe") / "infos"
-    info_tools.build(keyframe, "v1.0-mini", folder, progress=False)
+    infos_build.build(keyframe, "v1.0-mini", folder, progress=False)
     return folder
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vexkd import boxes, geometry
 from vexkd.boxes import CLASSES
-from vexkd.data import infos
+from vexkd.data import infos, infos_build
 from vexkd.report.figures import six_images as camera
 from vexkd.report.figures.birdseye import Boxes
 
@@ -43,7 +43,7 @@ def test_lines_join_the_corners_that_the_devkit_projects(town):
 
 def test_lines_on_the_real_keyframe(keyframe, tmp_path):
     """As above on nuScenes itself, in all six cameras."""
-    infos.build(keyframe, "v1.0-mini", tmp_path, progress=False)
+    infos_build.build(keyframe, "v1.0-mini", tmp_path, progress=False)
     ours = infos.load(tmp_path)[0]
     nusc = NuScenes("v1.0-mini", str(keyframe), verbose=False)
     boxes_of = dict(zip(ours.annotations, ours.boxes, strict=True))

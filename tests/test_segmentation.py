@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from vexkd import cli, seal, settings
 from vexkd.batch import collate
 from vexkd.data import infos as info_tools
-from vexkd.data import map_predictions, maps
+from vexkd.data import map_drawing, map_predictions, maps
 from vexkd.data.dataset import loader
 from vexkd.data.expansions import read_expansion
 from vexkd.errors import InputError
@@ -47,7 +47,9 @@ def desk(town, tmp_path_factory) -> SimpleNamespace:
     experiment(folder, raw, infos=town / "infos")
     params = settings.parse(raw)
     settings.write_configs(params, folder / "results")
-    maps.build(town / "data", town / "infos", folder / "artifacts/maps", **seal.map_settings(params), progress=False)
+    map_drawing.build(
+        town / "data", town / "infos", folder / "artifacts/maps", **seal.map_settings(params), progress=False
+    )
     for seed, name in enumerate(SEGMENTERS):
         torch.manual_seed(seed)
         model = bev_model.build(params.run(name))
@@ -132,7 +134,9 @@ def test_labels_follow_the_samples_own_augmentation(desk):
         augment = sample.lidar_augment.double().numpy()
         assert np.abs(augment - np.eye(4)).max() > 0.05
         expansion = read_expansion(desk.town / "data/maps/expansion" / f"{keyframe.location}.json")
-        drawn = maps.rasterise(expansion, keyframe.global_from_lidar, reach=24.0, cell=1.0, lidar_augment=augment)
+        drawn = map_drawing.rasterise(
+            expansion, keyframe.global_from_lidar, reach=24.0, cell=1.0, lidar_augment=augment
+        )
         found = sample.maps.numpy()
         assert found.dtype == np.uint8
         assert found.shape == drawn.shape == (6, 48, 48)
@@ -167,7 +171,7 @@ def test_labels_move_with_the_points(desk):
 def test_rasters_of_other_cells_or_none_are_refused(desk, tmp_path):
     with pytest.raises(InputError, match="pass the folder of their rasters with --maps"):
         dataset(desk, "centerpoint-seg", maps=None)
-    maps.build(desk.town / "data", desk.town / "infos", tmp_path, reach=40.0, cell=0.5, progress=False)
+    map_drawing.build(desk.town / "data", desk.town / "infos", tmp_path, reach=40.0, cell=0.5, progress=False)
     with pytest.raises(InputError, match="have cells of 0.5 m and published edges, but the run asks for 1 m"):
         dataset(desk, "centerpoint-seg", maps=tmp_path)
     assert dataset(desk, "centerpoint-det")[(0, 0, 0)].maps is None

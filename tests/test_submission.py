@@ -7,8 +7,7 @@ import pytest
 from conftest import tiny_settings
 
 from vexkd import settings
-from vexkd.data import doctor
-from vexkd.data import infos as info_tools
+from vexkd.data import doctor, infos_build
 from vexkd.errors import InputError
 from vexkd.evaluate import detection, submission
 from vexkd.synthetic.tables import synthesize
@@ -28,7 +27,7 @@ def made(tmp_path_factory):
     synthesize(folder / "town", scenes=2, samples=2, test_scenes=1, workers=1, progress=False, **size)
     manifest = folder / "manifest.parquet"
     assert doctor.examine(folder / "town", VERSION, manifest=manifest, workers=1) == []
-    info_tools.build(folder / "town", VERSION, folder / "infos", progress=False)
+    infos_build.build(folder / "town", VERSION, folder / "infos", progress=False)
     params = settings.parse(tiny_settings())
     settings.write_configs(params, folder / "results")
     run = params.run(RUN)

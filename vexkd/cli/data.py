@@ -163,7 +163,7 @@ def infos(
 
     In an experiment its runs are then held against what the data give. With --root, --version and --out any data set is read.
     """
-    from vexkd.data import infos as module
+    from vexkd.data import infos_build
 
     if root is not None or version is not None or out is not None:
         if root is None or version is None or out is None:
@@ -173,12 +173,13 @@ def infos(
         root, version, out, manifest = experiment.root, TEST_VERSION, experiment.test_infos, experiment.test_manifest
     else:
         root, version, out, manifest = experiment.root, experiment.version, experiment.infos, experiment.manifest
-    counts = module.build(root, version, out, manifest=manifest)
+    counts = infos_build.build(root, version, out, manifest=manifest)
     print(", ".join(f"{value} {name}" for name, value in counts._asdict().items()), f"-> {out}")
     if manifest is not None and not test:
         from vexkd.data import demands
+        from vexkd.data import infos as info_tools
 
-        for sentence in demands.check_all(experiment.params.runs, module.load(out), root=root):
+        for sentence in demands.check_all(experiment.params.runs, info_tools.load(out), root=root):
             print(sentence)
 
 
@@ -199,10 +200,10 @@ def paste(workers: Workers = 2, experiment: Here = HERE) -> None:
 def maps(workers: Workers = 2, experiment: Here = HERE) -> None:
     """Draw the six classes of map segmentation once a sample, from the map expansion."""
     from vexkd import seal
-    from vexkd.data import maps as module
+    from vexkd.data import map_drawing
 
     recipe = seal.shared_settings(experiment.params).get("maps")
     if recipe is None:
         raise InputError(f"{experiment.params.path}: no run segments maps; there is nothing to draw.")
-    count = module.build(experiment.root, experiment.infos, experiment.maps, **recipe, workers=workers)
+    count = map_drawing.build(experiment.root, experiment.infos, experiment.maps, **recipe, workers=workers)
     print(f"{count} samples -> {experiment.maps}")

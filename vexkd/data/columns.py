@@ -13,8 +13,7 @@ from vexkd import geometry
 from vexkd.data import tables
 from vexkd.data.annotations import Annotations
 from vexkd.data.frames import Frames, Samples
-
-BOX = ("x", "y", "z", "l", "w", "h", "yaw", "vx", "vy")
+from vexkd.data.infos import BOX
 
 
 def sweeps(root: Path, lidar: Frames, max_sweeps: int) -> pa.Table:

@@ -19,8 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from vexkd.data import expansions, file_checks, file_kinds, tables
-from vexkd.data import infos as info_tools
+from vexkd.data import expansions, file_checks, file_kinds, infos_build, tables
 from vexkd.data import manifest as manifests
 from vexkd.data import splits as split_tools
 from vexkd.data.frames import Samples
@@ -102,7 +101,7 @@ def examine(
             raise InputError(f"a quick check needs {where} with --manifest, once without --quick.")
         return problems + manifests.compare_sizes(root, recorded)
     try:
-        annotated = info_tools.annotated(root, version)
+        annotated = infos_build.annotated(root, version)
     except InputError as error:
         return [*problems, *dict.fromkeys([str(error), *_table_problems(root, version)])]
     files = list(named_files(root, version, coverage))

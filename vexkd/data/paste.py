@@ -7,11 +7,8 @@ memory-mapped; and `index.parquet`, one row an object. Letters: P points, M boxe
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,14 +18,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from vexkd import boxes as box_tools
-from vexkd import content, provenance
+from vexkd import content, pool, provenance
 from vexkd.data import infos as info_tools
 from vexkd.data.indexed import open_indexed
 from vexkd.data.points import Sweep, read_lidar, stack_sweeps
 from vexkd.errors import InputError
 
 SCHEMA = 1
-_BOX = ("x", "y", "z", "l", "w", "h", "yaw", "vx", "vy")
 
 
 def build(
@@ -57,7 +53,7 @@ def build(
         with temporary.open("wb") as stream:
             _write_header(stream, 0)
             bar = tqdm(
-                _in_order(work, infos, workers), total=len(infos), desc="paste", disable=None if progress else True
+                pool.in_order(work, infos, workers), total=len(infos), desc="paste", disable=None if progress else True
             )
             for keyframe, (rows, counts, packed) in zip(infos, bar, strict=True):
                 stream.write(packed)
@@ -96,7 +92,7 @@ class PasteDatabase:
         self.offsets = index["offset"].to_numpy()
         self.counts = index["count"].to_numpy()
         self.labels = index["label"].to_numpy().astype(np.int64)
-        self.boxes = np.stack([index[name].to_numpy() for name in _BOX], axis=1)
+        self.boxes = np.stack([index[name].to_numpy() for name in info_tools.BOX], axis=1)
         self._rows_of = {name: np.flatnonzero(self.labels == i) for i, name in enumerate(box_tools.CLASSES)}
 
     def __len__(self) -> int:
@@ -245,23 +241,6 @@ def _cut_out(
     return candidates[kept], counts, b"".join(parts[i].tobytes() for i in kept)
 
 
-def _in_order(
-    work: partial, keyframes: Iterable[info_tools.Keyframe], workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, bytes]]:
-    """Results in the order of the keyframes, computed in `workers` processes, a bounded number of them ahead."""
-    if workers <= 1:
-        yield from map(work, keyframes)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting: deque = deque()
-        for keyframe in keyframes:
-            waiting.append(pool.submit(work, keyframe))
-            if len(waiting) >= 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 def _write_header(stream: BinaryIO, count: int) -> None:
     """The .npy header of a (count, 5) float32 array; NumPy leaves room in it for any count, so it can be rewritten."""
     position = stream.tell()
@@ -284,7 +263,7 @@ def _write_index(
         "offset": np.cumsum(columns["count"]) - columns["count"],
         "count": columns["count"],
     }
-    table |= {name: infos.arrays["boxes"][rows, i] for i, name in enumerate(_BOX)}
+    table |= {name: infos.arrays["boxes"][rows, i] for i, name in enumerate(info_tools.BOX)}
     seal = json.dumps({"points": int(columns["count"].sum()), **recipe})
     metadata = {"vexkd.schema": str(SCHEMA), "vexkd.version": infos.version, "vexkd.points": seal}
     with provenance.atomic(path) as temporary:

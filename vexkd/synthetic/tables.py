@@ -7,13 +7,13 @@ town frame of `town.py` lies in nuScenes' global frame by `Placement`; the ego f
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from vexkd import provenance
 from vexkd.errors import InputError
+from vexkd.pool import in_order
 from vexkd.synthetic.camera import Light, Picture, draw_light, render
 from vexkd.synthetic.lidar import sweep
 from vexkd.synthetic.town import Solids, Town, build_town
@@ -567,11 +568,6 @@ def _fixed_tables(recipe: Recipe, plans: list[ScenePlan]) -> dict[str, list[dict
     }
 
 
-def _in_order(function: Callable, jobs: list, pool: ProcessPoolExecutor | None) -> Iterator:
-    """Results in the order of the jobs, from a pool or from this process."""
-    return map(function, jobs) if pool is None else pool.map(function, jobs)
-
-
 def _write_tables(folder: Path, fixed: dict[str, list[dict]], scenes: Iterable[dict[str, str]]) -> None:
     """Stream the scenes' rows into the tables."""
     files = {name: (folder / f"{name}.json").open("w", encoding="utf-8") for name in TABLES}
@@ -663,15 +659,14 @@ def _write_all(root: Path, version: str, recipe: Recipe, plans: list[ScenePlan],
     used = {name: sorted({p.slot for p in plans if p.location == name}) or [0] for name in LOCATIONS}
     maps = [(root, recipe.seed, name, slots) for name, slots in used.items() if version != TEST_VERSION]
     scenes = [(root, recipe, plan) for plan in plans]
-    workers, pool = min(workers, len(scenes)), None
-    if workers > 1:
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        mapped = _in_order(write_map, maps, pool)
-        done = _in_order(write_scene, scenes, pool)
-        bar = tqdm(done, "synthesize", len(scenes), unit="scene", disable=not progress)
-        _write_tables(root / version, _fixed_tables(recipe, plans), bar)
-        list(mapped)
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+    jobs = [*(partial(write_map, job) for job in maps), *(partial(write_scene, job) for job in scenes)]
+    results = in_order(_run, jobs, min(workers, len(scenes)))
+    for _ in maps:
+        next(results)
+    bar = tqdm(results, "synthesize", len(scenes), unit="scene", disable=not progress)
+    _write_tables(root / version, _fixed_tables(recipe, plans), bar)
+
+
+def _run(job: Callable[[], Any]) -> Any:
+    """Call a job that holds its arguments (in a worker process)."""
+    return job()

@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from vexkd import calls, content, leftovers, products, seal
 from vexkd.calls import Call
-from vexkd.data import infos
+from vexkd.data import infos_build
 from vexkd.errors import InputError
 from vexkd.report.outputs import of_report
 
@@ -76,7 +76,7 @@ def judge(call: Call, *, works: bool) -> content.Verdicts:
     _refuse_the_future(call)
     digests = content.Digests(content.MEMORY)
     version = next(iter(call.params.runs.values())).data.version
-    digests.splits = infos.renew_splits(Path("artifacts/infos"), Path(call.params.root), version, write=works)
+    digests.splits = infos_build.renew_splits(Path("artifacts/infos"), Path(call.params.root), version, write=works)
     made = [*products.of_experiment(call.params, digests), *of_report(call.params, digests)]
     found = content.settle(made, digests)
     digests.save()
