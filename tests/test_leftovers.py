@@ -4,13 +4,14 @@ import pytest
 import yaml
 from conftest import tiny_settings
 
-from vexkd import leftovers, settings
+from vexkd import leftovers
+from vexkd.settings import Params, parse
 
 
 @pytest.fixture
-def settings(tmp_path, monkeypatch) -> settings.Params:
+def settings(tmp_path, monkeypatch) -> Params:
     monkeypatch.chdir(tmp_path)
-    return settings.parse(tiny_settings())
+    return parse(tiny_settings())
 
 
 def write(folder, *names: str) -> None:
