@@ -15,6 +15,7 @@ from PIL import Image
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 from vexkd.evaluate import detection
+from vexkd.experiment import Experiment
 
 CATEGORIES = {
     "car": "vehicle.car",
@@ -254,7 +255,7 @@ def test_collect_means_and_spreads_over_seeds(root, tmp_path):
         (folder / "curve.csv").write_text("step,loss\n1,0.50\n2,0.25\n")
         (folder / "provenance.json").write_text(json.dumps({"commit": "abc", "seed": seed}))
         (folder / "weights.safetensors").write_bytes(b"weights")
-    where = {"models": models, "results": results, "root": root, **SPLIT}
+    where = {"experiment": Experiment(tmp_path), "root": root, **SPLIT}
     detection.collect("student", seeds=[0, 1], **where)
     metrics = json.loads((results / "runs" / "student" / "metrics.json").read_text())
     assert metrics["mAP"] == pytest.approx(0.15)
@@ -277,7 +278,7 @@ def test_collect_means_and_spreads_over_seeds(root, tmp_path):
 
 
 def test_collect_refuses_an_unfinished_run_and_writes_nothing(root, tmp_path):
-    where = {"models": tmp_path, "results": tmp_path / "results", "root": root, **SPLIT}
+    where = {"experiment": Experiment(tmp_path), "root": root, **SPLIT}
     with pytest.raises(InputError, match=r"student/seed0/predictions\.json.*vexkd predict"):
         detection.collect("student", seeds=[0], **where)
     assert not (tmp_path / "results").exists()

@@ -11,6 +11,7 @@ import torch
 
 from vexkd.batch import collate
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.geometry import BevGrid
 from vexkd.measure import export, summary
 from vexkd.models import bev_model
@@ -149,4 +150,14 @@ def test_what_cannot_be_exported_is_one_sentence(settings, tmp_path, monkeypatch
     assert not out.exists()
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=re.escape("-e '.[export]'")):
-        export.write(None, out, params=None, models=tmp_path, seed=0, weights=None, random=False, root=None, infos=None)
+        export.write(
+            None,
+            out,
+            params=None,
+            experiment=Experiment(tmp_path),
+            seed=0,
+            weights=None,
+            random=False,
+            root=None,
+            infos=None,
+        )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vexkd import boxes, seal, settings
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.models import bev_model
 from vexkd.published import convert, files
 from vexkd.published.mapping import Layout, Source, apply
@@ -722,12 +723,12 @@ def test_imported_weights_pass_the_check_while_settings_agree(lidar_only, tmp_pa
     torch.save(lidar_only, file)
     params = settings.parse(copy.deepcopy(tiny_settings()))
     run = params.run("lidar-pretrain")
-    out = seal.weights_path(tmp_path / "models", run.name, 0)
+    out = Experiment(tmp_path).training(run.name, 0).weights
     convert.write(run, file, out, origin="mmdet3d-bevfusion", part="lidar")
-    assert seal.check(params, tmp_path / "models", [run.name]) == []
+    assert seal.check(params, Experiment(tmp_path), [run.name]) == []
     other = tiny_settings()
     other["train"]["lr"] = 0.5
-    assert "other settings" in seal.check(settings.parse(other), tmp_path / "models", [run.name])[0]
+    assert "other settings" in seal.check(settings.parse(other), Experiment(tmp_path), [run.name])[0]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from vexkd.data import inspection as files
 from vexkd.data.inspection import Name
 from vexkd.distill import masks as mask_parts
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.geometry import BevGrid
 from vexkd.measure import inspection
 from vexkd.models import bev_model
@@ -35,7 +36,9 @@ def save(models: Path, run: Run, seed: int = 1) -> torch.nn.Module:
     """A model with random weights in the folder of its run."""
     torch.manual_seed(seed)
     model = bev_model.build(run).eval()
-    checkpoint.save_weights(seal.weights_path(models, run.name, 0), model, run=run, inputs={}, record=RECORD)
+    checkpoint.save_weights(
+        Experiment(models.parent).training(run.name, 0).weights, model, run=run, inputs={}, record=RECORD
+    )
     return model
 
 
@@ -44,13 +47,13 @@ def models(settings, tmp_path) -> Path:
     """Student alone, distilled student with its masks, teacher: all with random weights."""
     for number, name in enumerate((STUDENT, RUN, TEACHER)):
         save(tmp_path / "models", settings.run(name), number)
-    teacher, _ = checkpoint.load_model(seal.weights_path(tmp_path / "models", TEACHER, 0))
+    teacher, _ = checkpoint.load_model(Experiment(tmp_path).training(TEACHER, 0).weights)
     run = settings.run(RUN)
     torch.manual_seed(7)
     masks = mask_parts.build(run.distill, teacher, TEACHER)
     for net in masks.nets.values():
         torch.nn.init.normal_(net.mask.weight)  # far from even
-    path = seal.weights_path(tmp_path / "models", RUN, 0).with_name(checkpoint.MASKS)
+    path = Experiment(tmp_path).training(RUN, 0).weights.with_name(checkpoint.MASKS)
     checkpoint.save_weights(path, masks, run=run, inputs={}, record=RECORD)
     return tmp_path / "models"
 
@@ -59,9 +62,13 @@ def places(models: Path, town: Path) -> dict:
     return {"models": models, "root": town / "data", "infos": town / "infos", "seed": 0}
 
 
+def data_of(models: Path, town: Path) -> dict:
+    return {"experiment": Experiment(models.parent), "root": town / "data", "infos": town / "infos", "seed": 0}
+
+
 def test_energies_and_masks_are_those_of_the_models(settings, models, town):
     """Against a plain sum in float64 over the channels of maps that each model computes by itself, and the nets' own output."""
-    path = inspection.inspect(RUN, **places(models, town))
+    path = inspection.inspect(RUN, **data_of(models, town))
     found = files.read(path)
     known = info_files.load(town / "infos")
     split = known.subset(settings.run(RUN).data.val_split)
@@ -72,7 +79,7 @@ def test_energies_and_masks_are_those_of_the_models(settings, models, town):
         *(Name("mask", RUN, level) for level in ("low", "high")),
     }
     for name in (STUDENT, RUN, TEACHER):
-        model, run = checkpoint.load_model(seal.weights_path(models, name, 0))
+        model, run = checkpoint.load_model(Experiment(models.parent).training(name, 0).weights)
         dataset = tasks.validation_set(run, root=town / "data", infos=known)
         batch = collate([dataset[dataset.infos.tokens().index(fullest)]])
         with torch.no_grad():
@@ -90,7 +97,7 @@ def test_energies_and_masks_are_those_of_the_models(settings, models, town):
         assert expected.std() > 0.01
         np.testing.assert_allclose(found.maps[Name("mask", RUN, level)], expected, rtol=1e-5)
     before = path.read_bytes()
-    inspection.inspect(RUN, **places(models, town), sample=fullest)
+    inspection.inspect(RUN, **data_of(models, town), sample=fullest)
     assert path.read_bytes() == before  # the same bytes again
 
 
@@ -100,16 +107,16 @@ def test_masks_that_are_missing_or_of_another_training_are_refused(settings, mod
     header = seal.header(path)
     save_file(tensors, path, metadata=header | {"inputs": json.dumps({"teacher": "another"})})
     with pytest.raises(InputError, match="not of the training that made"):
-        inspection.inspect(RUN, **places(models, town))
+        inspection.inspect(RUN, **data_of(models, town))
     path.unlink()
     with pytest.raises(InputError, match=r"masks\.safetensors: the masks .* are not there; train it again"):
-        inspection.inspect(RUN, **places(models, town))
+        inspection.inspect(RUN, **data_of(models, town))
     with pytest.raises(InputError, match="the run centerpoint-det has no teacher"):
-        inspection.inspect(STUDENT, **places(models, town))
+        inspection.inspect(STUDENT, **data_of(models, town))
     save(models, settings.run("centerpoint-det-ones"))
     with pytest.raises(InputError, match="sample nowhere is none of the"):
-        inspection.inspect("centerpoint-det-ones", **places(models, town), sample="nowhere")
-    found = files.read(inspection.inspect("centerpoint-det-ones", **places(models, town)))
+        inspection.inspect("centerpoint-det-ones", **data_of(models, town), sample="nowhere")
+    found = files.read(inspection.inspect("centerpoint-det-ones", **data_of(models, town)))
     assert {name.kind for name in found.maps} == {"energy"}
 
 
@@ -120,7 +127,7 @@ def test_a_training_leaves_its_masks_beside_the_weights(settings, town, tmp_path
     out = tmp_path / "models" / RUN / "seed0"
     arguments = {
         "root": town / "data", "infos": town / "infos", "out": out, "seed": 0, "paste": None, "start": None, "threads": 1,
-        "teacher": seal.weights_path(tmp_path / "models", TEACHER, 0), "scratch": tmp_path / "scratch", "pace": Pace(),
+        "teacher": Experiment(tmp_path).training(TEACHER, 0).weights, "scratch": tmp_path / "scratch", "pace": Pace(),
         "device": "cpu",
     }  # fmt: skip
     session.train(run, **arguments)

@@ -12,6 +12,7 @@ from conftest import tiny_settings
 
 from vexkd import cli, provenance, settings
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.measure import latency, summary
 from vexkd.models import bev_model
 from vexkd.train import checkpoint
@@ -145,7 +146,7 @@ def test_the_verb_measures_trained_weights_on_real_samples(home, town, monkeypat
 
 def test_no_weights_is_one_sentence(home):
     params = settings.load(home / "params.yaml")
-    options = {"params": params, "models": home / "models", "seed": 0, "weights": None, "random": False}
+    options = {"params": params, "experiment": Experiment(home), "seed": 0, "weights": None, "random": False}
     both = {"weights": Path("some.safetensors"), "random": True}
     with pytest.raises(InputError, match="--random and --weights some.safetensors exclude each other"):
         summary.deployed("centerpoint-det", **options | both)

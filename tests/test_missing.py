@@ -12,6 +12,7 @@ from vexkd.boxes import CLASSES
 from vexkd.data import infos
 from vexkd.errors import InputError
 from vexkd.evaluate import detection, missing
+from vexkd.experiment import Experiment
 
 SPLIT = {"version": "v1.0-mini", "split": "mini_val", "config": "detection_cvpr_2019"}
 
@@ -38,7 +39,7 @@ def test_a_detector_without_a_sensor(settings, town, tmp_path):
     for seed in (0, 1):
         write(folder / f"seed{seed}" / "predictions.json", known, every=1)
         write(folder / f"seed{seed}" / "predictions-without-lidar.json", known, every=2 + seed)
-    places = {"models": tmp_path / "models", "results": tmp_path / "results", "root": town / "data"}
+    places = {"experiment": Experiment(tmp_path), "root": town / "data"}
     places |= {"infos": town / "infos", "maps": tmp_path, "seeds": [0, 1]}
     missing.collect(run, "lidar", **places)
     target = tmp_path / "results" / "runs" / "fusion-det"

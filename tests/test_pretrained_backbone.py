@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vexkd import provenance, seal
 from vexkd.errors import InputError
+from vexkd.experiment import HERE
 from vexkd.models import bev_model
 from vexkd.published import fetch
 from vexkd.settings import Run, parse
@@ -182,11 +183,11 @@ def test_the_check_knows_the_file(tmp_path, monkeypatch):
     assert seal.inputs(run, 0)["backbone"].resolve() == file
     hashes = session.input_hashes(**seal.inputs(run, 0))
     assert hashes["backbone"] == provenance.file_digest(file)
-    out = seal.weights_path("models", run.name, 0)
+    out = HERE.training(run.name, 0).weights
     checkpoint.save_weights(out, bev_model.build(run), run=run, inputs=hashes, record={})
-    assert seal.check(known, "models", [run.name]) == []
+    assert seal.check(known, names=[run.name]) == []
     file.write_text("another")
-    assert "was made from another backbone than weights/swin.safetensors" in seal.check(known, "models", [run.name])[0]
+    assert "was made from another backbone than weights/swin.safetensors" in seal.check(known, names=[run.name])[0]
 
 
 def test_a_training_records_the_file_and_asks_for_it_first(town, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from vexkd import provenance, seal, settings
 from vexkd.errors import InputError
+from vexkd.experiment import HERE
 
 RAW = settings.read(Path(__file__).parents[1] / "demo" / "params.yaml")
 RUNS = list(settings.parse(RAW).runs)
@@ -33,10 +34,10 @@ def save(raw: dict) -> None:
 
 def make(run: settings.Run, seed: int) -> None:
     """Files as training, prediction and evaluation leave them."""
-    file = seal.weights_path("models", run.name, seed)
+    file = HERE.training(run.name, seed).weights
     hashes = {name: seal.content_digest(path) for name, path in seal.inputs(run, seed).items()}
     write_weights(file, {"format": seal.FORMAT, "settings": json.dumps(run.training()), "inputs": json.dumps(hashes)})
-    predictions = seal.predictions_path("models", run, seed)
+    predictions = HERE.training(run.name, seed).predictions(run.task)
     if predictions.suffix == ".safetensors":
         write_weights(predictions, {"vexkd": json.dumps({"inference": run.after_training()})})
     else:
@@ -56,7 +57,7 @@ def write_weights(file: Path, metadata: dict[str, str]) -> None:
 
 
 def checked(*names: str) -> list[str]:
-    return seal.check(settings.load("params.yaml"), "models", names or None)
+    return seal.check(settings.load("params.yaml"), names=names or None)
 
 
 def changed() -> dict:
@@ -76,7 +77,7 @@ def test_other_settings_are_named_with_both_values(experiment):
     taught = [name for name, row in RAW["distilled"].items() if row["student"] == "centerpoint-det"]
     assert len(problems) == 1 + len(taught)
     lr = RAW["train"]["lr"]
-    weights = seal.weights_path("models", "centerpoint-det", 0)
+    weights = HERE.training("centerpoint-det", 0).weights
     assert problems[0].startswith(f"centerpoint-det: {weights} was made with other settings")
     assert f"train.lr ({lr}, now 0.5)" in problems[0]
     assert problems[1].startswith(f"{taught[0]}: ")
@@ -86,7 +87,7 @@ def test_other_settings_are_named_with_both_values(experiment):
 def test_a_student_of_another_teacher_is_named(experiment):
     teacher = settings.parse(RAW).run("fusion-det")
     write_weights(
-        seal.weights_path("models", "fusion-det", 0),
+        HERE.training("fusion-det", 0).weights,
         {
             "format": seal.FORMAT,
             "settings": json.dumps(teacher.training()),
@@ -110,7 +111,7 @@ def test_other_infos_outdate_every_run(experiment):
 def test_weights_that_do_not_record_an_input_are_refused(experiment):
     run = settings.parse(RAW).run("centerpoint-det")
     metadata = {"format": seal.FORMAT, "settings": json.dumps(run.training()), "inputs": "{}"}
-    write_weights(seal.weights_path("models", run.name, 0), metadata)
+    write_weights(HERE.training(run.name, 0).weights, metadata)
     assert "does not record the infos" in checked("centerpoint-det")[0]
 
 
@@ -136,7 +137,7 @@ def test_metrics_of_other_predictions_are_named(experiment):
 
 
 def test_missing_and_broken_weights_are_named(experiment):
-    file = seal.weights_path("models", "fusion-det", 0)
+    file = HERE.training("fusion-det", 0).weights
     file.write_bytes(file.read_bytes()[:40])
     assert "not a whole safetensors file" in checked("fusion-det")[0]
     file.unlink()
@@ -144,7 +145,7 @@ def test_missing_and_broken_weights_are_named(experiment):
 
 
 def test_weights_of_another_maker_are_refused(experiment):
-    file = seal.weights_path("models", "fusion-det", 0)
+    file = HERE.training("fusion-det", 0).weights
     write_weights(file, {"format": "pt"})
     with pytest.raises(InputError, match="vexkd-weights-1"):
         seal.header(file)
@@ -180,12 +181,12 @@ def test_a_score_on_another_split_is_no_matter_of_training(experiment):
 def test_weights_of_before_with_the_split_to_score_on_are_accepted(experiment):
     """Up to version 0.1 it stood among the training settings, and predictions did not name it."""
     run = settings.load().run("centerpoint-det")
-    file = seal.weights_path("models", run.name, 0)
+    file = HERE.training(run.name, 0).weights
     metadata = seal.header(file)
     before = run.training()
     before["data"]["val_split"] = run.data.val_split
     write_weights(file, {**metadata, "settings": json.dumps(before)})
-    predictions = seal.predictions_path("models", run, 0)
+    predictions = HERE.training(run.name, 0).predictions(run.task)
     meta = {"inference": {k: v for k, v in run.after_training().items() if k != "val_split"}}
     predictions.write_text(json.dumps({"meta": meta, "results": {}}))
     assert [problem for problem in checked(run.name) if "evaluate" not in problem] == []
@@ -197,7 +198,7 @@ def test_weights_of_before_with_the_split_to_score_on_are_accepted(experiment):
 
 
 def test_weights_of_another_seed_are_named(experiment):
-    file = seal.weights_path("models", "centerpoint-det", 0)
+    file = HERE.training("centerpoint-det", 0).weights
     write_weights(file, {**seal.header(file), "provenance": json.dumps({"seed": 3})})
     assert "was made with seed 3; train it again." in checked("centerpoint-det")[0]
 
@@ -207,7 +208,7 @@ def test_a_training_refuses_weights_of_other_settings_seed_or_run(experiment, ca
     loaded = settings.load()
     run = loaded.run({"teacher": "centerpoint-det-vexkd", "start": "fusion-det"}[role])
     name = getattr(run, role)
-    file, runs = seal.weights_path("models", name, 0), loaded.runs
+    file, runs = HERE.training(name, 0).weights, loaded.runs
     given = {"start": None, "teacher": None, role: file}
     seal.refuse_other_settings(run, {}, 0, **given)
     assert "not compared with settings" in capsys.readouterr().out
@@ -217,7 +218,7 @@ def test_a_training_refuses_weights_of_other_settings_seed_or_run(experiment, ca
     with pytest.raises(InputError, match=f"{role} {name}: made with seed 0, not 1; train {name} again"):
         seal.refuse_other_settings(run, runs, 1, **given)
     with pytest.raises(InputError, match="these are the weights of centerpoint-det; pass those of"):
-        seal.refuse_other_settings(run, runs, 0, **{**given, role: seal.weights_path("models", "centerpoint-det", 0)})
+        seal.refuse_other_settings(run, runs, 0, **{**given, role: HERE.training("centerpoint-det", 0).weights})
     raw = copy.deepcopy(RAW)
     raw["train"]["clip"] = 77.0
     with pytest.raises(InputError, match=rf"{file}: {run.name}: {role} {name}: made with other settings .*train\.clip"):
@@ -226,7 +227,7 @@ def test_a_training_refuses_weights_of_other_settings_seed_or_run(experiment, ca
 
 def test_predictions_of_other_weights_are_named(experiment):
     run = settings.load().run("centerpoint-det")
-    predictions = seal.predictions_path("models", run, 0)
+    predictions = HERE.training(run.name, 0).predictions(run.task)
     meta = {"inference": run.after_training(), "made_from": {"weights": "0"}}
     predictions.write_text(json.dumps({"meta": meta, "results": {}}))
     assert "was made from other weights than models/centerpoint-det/seed0" in checked(run.name)[0]

@@ -24,6 +24,7 @@ from vexkd.data.expansions import read_expansion
 from vexkd.errors import InputError
 from vexkd.evaluate import map_scores as scoring
 from vexkd.evaluate.segmentation import THRESHOLDS
+from vexkd.experiment import HERE, Experiment
 from vexkd.models import bev_model
 from vexkd.train import checkpoint, predict, session, tasks
 from vexkd.train.loop import Pace
@@ -56,7 +57,7 @@ def desk(town, tmp_path_factory) -> SimpleNamespace:
         with torch.no_grad():
             model.head.classifier[2].weight *= 100  # probabilities all over the thresholds
             model.head.classifier[2].bias.copy_(torch.linspace(-1.0, 1.0, 6))
-        path = seal.weights_path(folder / "models", name, 0)
+        path = Experiment(folder).training(name, 0).weights
         checkpoint.save_weights(path, model, run=params.run(name), inputs={}, record={})
         (path.parent / "curve.csv").write_text("step,loss\n0,0.5\n")
         (path.parent / "provenance.json").write_text("{}")
@@ -73,7 +74,7 @@ def dataset(desk, name: str, **changes):
 
 def predicted(desk, name: str, out: Path, **options) -> Path:
     session.predict(
-        seal.weights_path(desk.folder / "models", name, 0), root=desk.town / "data", infos=desk.town / "infos", out=out,
+        Experiment(desk.folder).training(name, 0).weights, root=desk.town / "data", infos=desk.town / "infos", out=out,
         batch=2, workers=0, threads=1, device="cpu", **options,
     )  # fmt: skip
     return out
@@ -208,7 +209,7 @@ def test_the_chain_of_segmenters(desk, tmp_path):
 def test_a_detector_taught_by_a_segmenter(desk):
     """Across tasks: the batch holds boxes for the student and maps for the masked teacher."""
     run = desk.settings.run("crossed")
-    task, images = tasks.build_task(run, start=None, teacher=seal.weights_path(desk.folder / "models", "fusion-seg", 0))
+    task, images = tasks.build_task(run, start=None, teacher=Experiment(desk.folder).training("fusion-seg", 0).weights)
     where = {"root": desk.town / "data", "infos": desk.infos, "paste": None, "maps": desk.folder / "artifacts/maps"}
     batch = collate([tasks.training_set(run, images, **where, seed=0)[(0, 0, 0)]])
     task.begin_step(0, 0)
@@ -233,7 +234,7 @@ def test_only_the_head_of_another_task_is_left_out(desk, tmp_path):
 
 def test_predictions_hold_the_levels_of_the_models_probabilities(desk, tmp_path):
     out = predicted(desk, "centerpoint-seg", tmp_path / "predictions.safetensors")
-    model, run = checkpoint.load_model(seal.weights_path(desk.folder / "models", "centerpoint-seg", 0))
+    model, run = checkpoint.load_model(Experiment(desk.folder).training("centerpoint-seg", 0).weights)
     data = tasks.validation_set(run, root=desk.town / "data", infos=desk.infos)
     opened = map_predictions.read(out)
     assert list(opened.rows) == data.infos.tokens()
@@ -254,7 +255,7 @@ def test_predictions_hold_the_levels_of_the_models_probabilities(desk, tmp_path)
 
 def test_any_number_of_processes_writes_the_same_bytes(desk, town, tmp_path):
     """Three processes, more than there are scenes, against one; the others' shares are gone at the end."""
-    model, run = checkpoint.load_model(seal.weights_path(desk.folder / "models", "centerpoint-seg", 0))
+    model, run = checkpoint.load_model(Experiment(desk.folder).training("centerpoint-seg", 0).weights)
     everything = replace(tasks.validation_set(run, root=town / "data", infos=desk.infos).infos, rows=desk.infos.rows)
     data = tasks.validation_set(run, root=town / "data", infos=desk.infos)
     data.infos = everything
@@ -283,7 +284,7 @@ def test_a_dropped_sensor_is_not_read_and_its_map_is_zero(desk, tmp_path, monkey
     other = {"lidar": "camera", "camera": "lidar"}[sensor]
     assert (opened.header[f"use_{sensor}"], opened.header[f"use_{other}"]) == (False, True)
     monkeypatch.undo()
-    model, run = checkpoint.load_model(seal.weights_path(desk.folder / "models", "fusion-seg", 0))
+    model, run = checkpoint.load_model(Experiment(desk.folder).training("fusion-seg", 0).weights)
     batch = collate([tasks.validation_set(run, root=desk.town / "data", infos=desk.infos)[0]])
     with torch.no_grad():
         whole = model.features(batch)
@@ -328,7 +329,8 @@ def plain_scores(desk, path: Path) -> dict[str, list[float]]:
 def test_metrics_of_a_run(desk, town, monkeypatch, tmp_path):
     """`vexkd evaluate` and the figure, held to a plain count."""
     monkeypatch.chdir(desk.folder)
-    path = predicted(desk, "centerpoint-seg", seal.predictions_path("models", desk.settings.run("centerpoint-seg"), 0))
+    place = HERE.training("centerpoint-seg", 0).predictions("segmentation")
+    path = predicted(desk, "centerpoint-seg", place)
     run("evaluate", "centerpoint-seg")
     metrics = json.loads(Path("results/runs/centerpoint-seg/metrics.json").read_text())
     expected = plain_scores(desk, path)
@@ -361,13 +363,13 @@ def run(*arguments) -> None:
 def test_seeds_are_averaged(desk, town, tmp_path):
     row = desk.settings.run("centerpoint-seg")
     for seed, name in enumerate(("centerpoint-seg", "centerpoint-seg-vexkd")):
-        source = seal.weights_path(desk.folder / "models", name, 0).parent
+        source = Experiment(desk.folder).training(name, 0).weights.parent
         target = tmp_path / "models/centerpoint-seg" / f"seed{seed}"
         target.mkdir(parents=True)
         for file in ("curve.csv", "provenance.json"):
             (target / file).write_text((source / file).read_text())
         predicted(desk, name, target / "predictions.safetensors")
-    where = {"models": tmp_path / "models", "results": tmp_path / "results", "infos": town / "infos"}
+    where = {"experiment": Experiment(tmp_path), "infos": town / "infos"}
     scoring.collect(row, **where, maps=desk.folder / "artifacts/maps", seeds=[0, 1])
     metrics = json.loads((tmp_path / "results/runs/centerpoint-seg/metrics.json").read_text())
     each = [metrics["seeds"][seed]["mIoU"] for seed in "01"]
@@ -408,7 +410,7 @@ def test_predictions_that_are_not_the_splits_are_refused(desk, town, tmp_path):
     with pytest.raises(InputError, match="make it with 'vexkd predict'"):
         map_predictions.read(tmp_path / "none.safetensors")
     with pytest.raises(InputError, match="not a whole file of predicted maps"):
-        map_predictions.read(seal.weights_path(desk.folder / "models", "fusion-seg", 0))
+        map_predictions.read(Experiment(desk.folder).training("fusion-seg", 0).weights)
 
 
 def test_a_seal_on_map_predictions(desk, tmp_path, monkeypatch):
@@ -416,7 +418,7 @@ def test_a_seal_on_map_predictions(desk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     raw = yaml.safe_load((desk.folder / "params.yaml").read_text())
     loaded = settings.parse(raw)
-    path = seal.predictions_path("models", loaded.run("centerpoint-seg"), 0)
+    path = HERE.training(loaded.run("centerpoint-seg").name, 0).predictions(loaded.run("centerpoint-seg").task)
     path.parent.mkdir(parents=True)
     predicted(desk, "centerpoint-seg", path)
     named = [line for line in seal.check(loaded, names=["centerpoint-seg"]) if "predict" in line]

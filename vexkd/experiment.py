@@ -298,3 +298,6 @@ class Experiment:
     def submission(self, run: str, seed: int | str) -> Submission:
         """The submission of a run with a seed."""
         return Submission(self.submissions / run / f"seed{seed}", f"{run}-seed{seed}")
+
+
+HERE = Experiment()  # the working directory; only for paths, since it would keep the settings of another time

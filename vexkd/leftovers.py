@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import get_args
 
 from vexkd import provenance, seal
+from vexkd.experiment import HERE
 from vexkd.settings import KINDS, PICTURES, FigureName, Params
 
-RESULTS, MODELS, LOCK = Path("results"), Path("models"), Path("dvc.lock")
+LOCK = Path("dvc.lock")
 _CURE = "`vexkd clean` lists all, `vexkd clean --remove` removes them"
 _OF_RUN = {
     "config.yaml", "inference.yaml", "metrics.json", "metrics-without-lidar.json", "metrics-without-camera.json",
@@ -66,9 +67,7 @@ def remove(found: Iterable[LeftOver]) -> None:
     for item in found:
         for file in item.files:
             file.unlink(missing_ok=True)
-            folders |= {
-                folder for top in (RESULTS / "runs", MODELS) for folder in file.parents if top in folder.parents
-            }
+            folders |= {folder for top in (HERE.runs, HERE.models) for folder in file.parents if top in folder.parents}
     for folder in sorted(folders, reverse=True):  # the inner ones first
         with suppress(OSError):  # not empty: something of the user's is in it
             folder.rmdir()
@@ -81,14 +80,14 @@ def remove(found: Iterable[LeftOver]) -> None:
 
 def _runs(params: Params) -> list[LeftOver]:
     found = []
-    names = {folder.name for top in (RESULTS / "runs", MODELS) for folder in _folders(top)}
+    names = {folder.name for top in (HERE.runs, HERE.models) for folder in _folders(top)}
     for name in sorted(names - set(params.runs)):
-        files = [f for f in _files(RESULTS / "runs" / name) if f.name in _OF_RUN]
-        for seed in _folders(MODELS / name):
+        files = [f for f in _files(HERE.runs / name) if f.name in _OF_RUN]
+        for seed in _folders(HERE.models / name):
             files += _of_seed(seed)
         if files:
             what = f"the run {name}, which {params.path} does not have"
-            logs = [log for log in sorted(Path("logs").rglob(f"{name}*")) if _is_log_of(log, name)]
+            logs = [log for log in sorted(HERE.logs.rglob(f"{name}*")) if _is_log_of(log, name)]
             found.append(LeftOver(what, tuple(files + logs)))
     return found
 
@@ -96,7 +95,7 @@ def _runs(params: Params) -> list[LeftOver]:
 def _seeds(params: Params) -> list[LeftOver]:
     found = []
     for run in params.runs:
-        for folder in _folders(MODELS / run):
+        for folder in _folders(HERE.models / run):
             number = folder.name.removeprefix("seed")
             files = _of_seed(folder)
             if files and int(number) not in params.seeds:
@@ -122,7 +121,7 @@ def _is_log_of(log: Path, run: str) -> bool:
 def _tables(params: Params) -> list[LeftOver]:
     """Those that have all files of a table or its record."""
     asked = {name for name, rows in params.tables.items() if rows}
-    return _named(RESULTS / "tables", _TABLE, lambda name: name not in asked, "the table {}", params)
+    return _named(HERE.tables, _TABLE, lambda name: name not in asked, "the table {}", params)
 
 
 def _figures(params: Params) -> list[LeftOver]:
@@ -142,7 +141,7 @@ def _figures(params: Params) -> list[LeftOver]:
             return not any(run.student and run.task == "detection" for run in params.runs.values())
         return not params.figures.get(kind)  # type: ignore[call-overload]
 
-    return _named(RESULTS / "figures", _FIGURE, unasked, "the figure {}", params)
+    return _named(HERE.figures, _FIGURE, unasked, "the figure {}", params)
 
 
 def _is_drawn(kind: str, row: str, params: Params) -> bool:
@@ -156,7 +155,7 @@ def _is_drawn(kind: str, row: str, params: Params) -> bool:
 def _settings(params: Params) -> list[LeftOver]:
     asked = seal.shared_settings(params)
     return _named(
-        RESULTS / "settings", _SETTINGS, lambda name: name not in asked, "the settings {}", params, alone=True
+        HERE.results / "settings", _SETTINGS, lambda name: name not in asked, "the settings {}", params, alone=True
     )
 
 

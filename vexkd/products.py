@@ -15,17 +15,11 @@ import yaml
 
 from vexkd import content, needs, seal
 from vexkd.content import Digests, Product
+from vexkd.experiment import HERE
 from vexkd.settings import DECIDES_NOTHING, Params, Run
 
-ARTIFACTS = Path("artifacts")
-MANIFEST = ARTIFACTS / "manifest.parquet"
-INFOS = tuple(ARTIFACTS / "infos" / f"{name}.parquet" for name in ("samples", "sweeps", "cameras", "boxes"))
-PASTE = (ARTIFACTS / "paste" / "points.npy", ARTIFACTS / "paste" / "index.parquet")
-MAPS = (ARTIFACTS / "maps" / "rasters.npy", ARTIFACTS / "maps" / "index.parquet")
-SETTINGS = Path("results/settings")
-RUNS = Path("results/runs")
-MODELS = Path("models")
-BENCHMARKS = Path("logs/benchmarks")
+MANIFEST, INFOS, PASTE, MAPS = HERE.manifest, HERE.infos_files, HERE.paste_files, HERE.maps_files
+BENCHMARKS = HERE.logs / "benchmarks"
 # By which Snakemake dates a folder that is an output.
 _FOLDER_TIME = ".snakemake_timestamp"
 
@@ -55,17 +49,17 @@ def _of_data(params: Params, digests: Digests) -> Iterator[Product]:
     if "town" in shared:
         town = Path(params.root)
         judge = partial(_same_settings, town / "town.yaml", shared["town"])
-        yield Product("town", (town,), (SETTINGS / "town.yaml",), judge, (town / _FOLDER_TIME,))
+        yield Product("town", (town,), (HERE.shared_settings("town"),), judge, (town / _FOLDER_TIME,))
     judge = partial(_judge_manifest, params, shared["data"], digests)
-    yield Product("manifest", (MANIFEST,), (SETTINGS / "data.yaml",), judge, (BENCHMARKS / "doctor.tsv",))
+    yield Product("manifest", (MANIFEST,), (HERE.shared_settings("data"),), judge, (BENCHMARKS / "doctor.tsv",))
     judge = partial(_judge_infos, params, digests)
     yield Product("infos", INFOS, (MANIFEST,), judge, (BENCHMARKS / "infos.tsv",))
     if "paste" in shared:
         judge = partial(_judge_paste, shared["paste"], digests)
-        yield Product("paste", PASTE, (*INFOS, SETTINGS / "paste.yaml"), judge, (BENCHMARKS / "paste.tsv",))
+        yield Product("paste", PASTE, (*INFOS, HERE.shared_settings("paste")), judge, (BENCHMARKS / "paste.tsv",))
     if "maps" in shared:
         judge = partial(_judge_maps, Path(params.root), shared["maps"], digests)
-        yield Product("maps", MAPS, (*INFOS, SETTINGS / "maps.yaml"), judge, (BENCHMARKS / "maps.tsv",))
+        yield Product("maps", MAPS, (*INFOS, HERE.shared_settings("maps")), judge, (BENCHMARKS / "maps.tsv",))
 
 
 def _same_settings(record: Path, asked: dict[str, Any], apart: tuple[str, ...] = ()) -> str | None:
@@ -83,7 +77,7 @@ def _same_settings(record: Path, asked: dict[str, Any], apart: tuple[str, ...] =
 
 def _judge_manifest(params: Params, asked: dict[str, Any], digests: Digests) -> str | None:
     """Made for these data, wherever they lie now, and of all the files that the runs read."""
-    verdict = _same_settings(ARTIFACTS / "data.yaml", asked, DECIDES_NOTHING)
+    verdict = _same_settings(HERE.artifacts / "data.yaml", asked, DECIDES_NOTHING)
     if verdict != "":
         return verdict
     if lacking := _uncovered(params):
@@ -114,12 +108,12 @@ def manifest_only_widens(params: Params) -> bool:
     digests.splits = {}  # a changed splits.json is taken over without making the infos again
     if not all(path.is_file() for path in (MANIFEST, *INFOS)) or _judge_infos(params, digests) != "":
         return False
-    same = _same_settings(ARTIFACTS / "data.yaml", asked, DECIDES_NOTHING) == ""
+    same = _same_settings(HERE.artifacts / "data.yaml", asked, DECIDES_NOTHING) == ""
     return same and bool(_uncovered(params)) and not any(_changed_tables(Path(params.root), digests))
 
 
 def _judge_infos(params: Params, digests: Digests) -> str | None:
-    problems = seal.infos_problems(params, ARTIFACTS, digests)
+    problems = seal.infos_problems(params, HERE, digests)
     return None if problems is None else next(iter(problems), "")
 
 
@@ -157,52 +151,50 @@ def _recipe(index: Path, key: str) -> dict[str, Any]:
 
 
 def _weights(params: Params, run: Run, seed: int, digests: Digests) -> Product:
-    folder = MODELS / run.name / f"seed{seed}"
-    outputs = tuple(folder / name for name in ("weights.safetensors", "curve.csv", "provenance.json"))
-    inputs = [*INFOS, RUNS / run.name / "config.yaml"]
+    training = HERE.training(run.name, seed)
+    outputs = (training.weights, training.curve, training.provenance)
+    inputs = [*INFOS, HERE.run(run.name).config]
     for name, source in seal.inputs(run, seed).items():
         inputs += {"infos": (), "paste": PASTE, "maps": MAPS}.get(name, (source,))
-    judge = _first(seal.weights_problems, run, seed, MODELS, params.path, digests)
-    return Product(f"weights of {run.name}, seed {seed}", outputs, tuple(inputs), judge, (folder / "benchmark.tsv",))
+    judge = _first(seal.weights_problems, run, seed, HERE, params.path, digests)
+    return Product(f"weights of {run.name}, seed {seed}", outputs, tuple(inputs), judge, (training.benchmark,))
 
 
 def _of_run(params: Params, run: Run, digests: Digests) -> Iterator[Product]:
     """What is made of finished weights: predictions, metrics and measurements, also without a sensor."""
-    settings = tuple(RUNS / run.name / name for name in ("config.yaml", "inference.yaml"))
+    kept = HERE.run(run.name)
+    settings = (kept.config, kept.inference)
     labels = (*INFOS, *MAPS) if run.task == "segmentation" else ()
     for sensor in (None, "lidar", "camera"):
-        ending = f"-without-{sensor}" if sensor else ""
         predictions = []
         for seed in params.seeds:
-            file = seal.predictions_path(MODELS, run, seed)
-            file = file.with_stem(f"{file.stem}{ending}")
-            judge = _first(seal.predictions_problems, run, seed, MODELS, params.path, digests, file)
-            inputs = (*INFOS, seal.weights_path(MODELS, run.name, seed), *settings)
+            training = HERE.training(run.name, seed)
+            file = training.predictions(run.task, without=sensor)
+            judge = _first(seal.predictions_problems, run, seed, HERE, params.path, digests, file)
+            inputs = (*INFOS, training.weights, *settings)
             measured = BENCHMARKS / "predict" / f"{run.name}-seed{seed}{file.suffix}.tsv"
             yield Product(str(file), (file,), inputs, judge, () if sensor else (measured,))
             predictions.append(file)
         if sensor is not None:
-            file = RUNS / run.name / f"metrics{ending}.json"
+            file = kept.metrics_without(sensor)
             judge = partial(_judge_without, run, file, predictions, digests)
             yield Product(str(file), (file,), (*labels, *predictions, *settings), judge)
     yield _metrics(params, run, labels, digests)
     first = params.seeds[0]
-    latency, weights = RUNS / run.name / "latency.json", seal.weights_path(MODELS, run.name, first)
+    latency, weights = kept.latency, HERE.training(run.name, first).weights
     yield Product(str(latency), (latency,), (*INFOS, weights), partial(_judge_latency, latency, weights, digests))
     if run.student is not None and run.teacher is not None:
         yield _inspection(run, first, digests)
 
 
 def _metrics(params: Params, run: Run, labels: tuple[Path, ...], digests: Digests) -> Product:
-    folder = RUNS / run.name
-    outputs = tuple(folder / name for name in ("metrics.json", "curve.csv", "provenance.json", "resamples.json"))
-    inputs = [*labels, folder / "config.yaml", folder / "inference.yaml"]
+    kept = HERE.run(run.name)
+    outputs = (kept.metrics, kept.curve, kept.provenance, kept.resamples)
+    inputs = [*labels, kept.config, kept.inference]
     for seed in params.seeds:
-        inputs.append(seal.predictions_path(MODELS, run, seed))
-        inputs += [
-            MODELS / run.name / f"seed{seed}" / f for f in ("weights.safetensors", "curve.csv", "provenance.json")
-        ]
-    judge = _first(seal.metrics_problems, params, run, MODELS, digests)
+        training = HERE.training(run.name, seed)
+        inputs += [training.predictions(run.task), training.weights, training.curve, training.provenance]
+    judge = _first(seal.metrics_problems, params, run, HERE, digests)
     measured = BENCHMARKS / "evaluate" / f"{run.name}.tsv"
     return Product(f"metrics of {run.name}", outputs, tuple(inputs), judge, (measured,))
 
@@ -233,8 +225,8 @@ def _judge_latency(file: Path, weights: Path, digests: Digests) -> str | None:
 
 def _inspection(run: Run, seed: int, digests: Digests) -> Product:
     names = [name for name in (run.name, run.student, run.teacher) if name]
-    weights = {name: seal.weights_path(MODELS, name, seed) for name in names}
-    file = MODELS / run.name / f"seed{seed}" / "inspection.safetensors"
+    weights = {name: HERE.training(name, seed).weights for name in names}
+    file = HERE.training(run.name, seed).inspection
 
     def judge() -> str | None:
         made = seal.predictions_meta(file).get("made_from")

@@ -16,6 +16,7 @@ from typing import Any
 from vexkd import content, provenance, settings
 from vexkd.content import Digests
 from vexkd.errors import InputError
+from vexkd.experiment import HERE, Experiment
 from vexkd.geometry import needed_reach
 from vexkd.settings import Decides, Params, Run
 
@@ -23,30 +24,19 @@ FORMAT = "vexkd-weights-1"
 _HEAD = 65536  # bytes of a predictions file in which its first key, "meta", ends
 
 
-def weights_path(models: Path | str, name: str, seed: int) -> Path:
-    """Where the weights of a run with a seed stand."""
-    return Path(models) / name / f"seed{seed}" / "weights.safetensors"
-
-
-def predictions_path(models: Path | str, run: Run, seed: int) -> Path:
-    """Where the predictions of a run with a seed stand: nuScenes' submission, or for maps packed arrays."""
-    name = "predictions.safetensors" if run.task == "segmentation" else "predictions.json"
-    return Path(models) / run.name / f"seed{seed}" / name
-
-
-def inputs(run: Run, seed: int, models: Path | str = "models", artifacts: Path | str = "artifacts") -> dict[str, Path]:
+def inputs(run: Run, seed: int, experiment: Experiment = HERE) -> dict[str, Path]:
     """What a training reads apart from the raw data, by the names under which the weights record its hash."""
-    found = {"infos": Path(artifacts) / "infos"}
+    files = {"infos": experiment.infos}
     if run.paste is not None:
-        found["paste"] = Path(artifacts) / "paste"
+        files["paste"] = experiment.paste
     if run.map is not None:
-        found["maps"] = Path(artifacts) / "maps"
+        files["maps"] = experiment.maps
     for name, other in (("start", run.start), ("teacher", run.teacher)):
         if other is not None:
-            found[name] = weights_path(models, other, seed)
-    if run.camera is not None and run.camera.backbone.weights is not None:
-        found["backbone"] = Path(models).parent / run.camera.backbone.weights.file
-    return found
+            files[name] = experiment.training(other, seed).weights
+    if backbone := experiment.backbone(run):
+        files["backbone"] = backbone
+    return files
 
 
 def content_digest(path: Path) -> str:
@@ -79,20 +69,20 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         return json.loads(stream.read(length)), 8 + length
 
 
-def check(params: Params, models: Path | str = "models", names: Iterable[str] | None = None) -> list[str]:
+def check(params: Params, experiment: Experiment = HERE, names: Iterable[str] | None = None) -> list[str]:
     """One sentence for each file of a run that params.yaml, as it is now, would not make; none if all agree.
 
-    `names` are runs, all by default; an unknown one raises InputError. `artifacts` and `results` are looked for beside
-    `models`. Weights must be there; other files are compared where they are (DVC itself misses what is not).
+    `names` are runs, all by default; an unknown one raises InputError. Weights must be there; other files are compared where
+    they are (DVC itself misses what is not).
     """
-    models, digests = Path(models), Digests(Path(models).parent / content.MEMORY)
-    problems = infos_problems(params, models.parent / "artifacts", digests) or []
+    digests = Digests(experiment.folder / content.MEMORY)
+    problems = infos_problems(params, experiment, digests) or []
     for name in params.runs if names is None else names:
         run = params.run(name)
         for seed in params.seeds:
-            problems += weights_problems(run, seed, models, params.path, digests)
-            problems += predictions_problems(run, seed, models, params.path, digests)
-        problems += metrics_problems(params, run, models, digests)
+            problems += weights_problems(run, seed, experiment, params.path, digests)
+            problems += predictions_problems(run, seed, experiment, params.path, digests)
+        problems += metrics_problems(params, run, experiment, digests)
     digests.save()
     return [f"{problem.rstrip('.')}." for problem in problems]
 
@@ -228,9 +218,9 @@ def settings_digests(run: Run) -> set[str]:
     return {provenance.digest(own), provenance.digest(before)}
 
 
-def infos_problems(params: Params, artifacts: Path, digests: Digests) -> list[str] | None:
+def infos_problems(params: Params, experiment: Experiment, digests: Digests) -> list[str] | None:
     """What the infos record, version, manifest and splits.json, against what is there now; None where they record nothing."""
-    infos, manifest = artifacts / "infos", artifacts / "manifest.parquet"
+    infos, manifest = experiment.infos, experiment.manifest
     made = content.parquet_metadata(infos / "samples.parquet")
     if "vexkd.manifest" not in made:
         return None
@@ -246,9 +236,9 @@ def infos_problems(params: Params, artifacts: Path, digests: Digests) -> list[st
     return []
 
 
-def weights_problems(run: Run, seed: int, models: Path, path: str, digests: Digests) -> list[str]:
+def weights_problems(run: Run, seed: int, experiment: Experiment, path: str, digests: Digests) -> list[str]:
     """Settings, seed and inputs in the header of one weights file against those of now, a sentence each."""
-    file = weights_path(models, run.name, seed)
+    file = experiment.training(run.name, seed).weights
     try:
         metadata = header(file)
     except InputError as error:
@@ -264,29 +254,29 @@ def weights_problems(run: Run, seed: int, models: Path, path: str, digests: Dige
     if record.get("seed") not in (None, seed):
         problems.append(f"{run.name}: {file} was made with seed {record['seed']}; train it again")
     recorded = _recorded(metadata, "inputs") or {}
-    artifacts = models.parent / "artifacts"
-    for name, source in inputs(run, seed, models, artifacts).items():
+    for name, source in inputs(run, seed, experiment).items():
         if name not in recorded:
             problems.append(f"{run.name}: {file} does not record the {name} it was made from; train it again")
         elif source.exists() and recorded[name] != digests.of(source):
             problems.append(f"{run.name}: {file} was made from another {name} than {source}; train it again")
-    samples = digests.split(artifacts / "infos", run.data.train_split)
+    samples = digests.split(experiment.infos, run.data.train_split)
     if samples is not None and recorded.get("samples", samples) != samples:
         problems.append(f"{run.name}: {file} was made from other samples of {run.data.train_split}; train it again")
     return problems
 
 
 def predictions_problems(
-    run: Run, seed: int, models: Path, path: str, digests: Digests, file: Path | None = None
+    run: Run, seed: int, experiment: Experiment, path: str, digests: Digests, file: Path | None = None
 ) -> list[str]:
     """What a predictions file records, its settings, weights, infos and samples, against what is there now.
 
     file: one made without a sensor; by default the run's own. Empty where the file is missing.
     """
-    file = file or predictions_path(models, run, seed)
+    training = experiment.training(run.name, seed)
+    file = file or training.predictions(run.task)
     if not file.is_file():
         return []
-    meta, weights = predictions_meta(file), weights_path(models, run.name, seed)
+    meta, weights = predictions_meta(file), training.weights
     made = meta.get("inference")
     if not isinstance(made, dict):
         return [f"{run.name}: {file} does not record the settings it was made with; predict it again"]
@@ -296,7 +286,7 @@ def predictions_problems(
         problems.append(
             f"{run.name}: {file} was made with other settings than {path} asks for: {differing}; predict it again"
         )
-    origin, infos = meta.get("made_from") or {}, models.parent / "artifacts" / "infos"
+    origin, infos = meta.get("made_from") or {}, experiment.infos
     if weights.is_file() and origin.get("weights") not in (None, digests.tensors(weights)):
         problems.append(f"{run.name}: {file} was made from other weights than {weights}; predict it again")
     if infos.is_dir() and origin.get("infos") not in (None, digests.of(infos)):
@@ -331,17 +321,18 @@ def predictions_meta(file: Path) -> dict[str, Any]:
         return {}
 
 
-def metrics_problems(params: Params, run: Run, models: Path, digests: Digests) -> list[str]:
+def metrics_problems(params: Params, run: Run, experiment: Experiment, digests: Digests) -> list[str]:
     """What a run's metrics record, their seeds, predictions, weights and scoring, against what is there now."""
-    file = models.parent / "results" / "runs" / run.name / "provenance.json"
+    file = experiment.run(run.name).provenance
     if not file.is_file():
         return []
     try:
         record = json.loads(file.read_text(encoding="utf-8"))["evaluation"]
         made: dict[Path, str | None] = {}
         for seed in params.seeds:
-            made[predictions_path(models, run, seed)] = record["predictions"].get(str(seed))
-            made[weights_path(models, run.name, seed)] = record["weights"].get(str(seed), {}).get("weights.safetensors")
+            training = experiment.training(run.name, seed)
+            made[training.predictions(run.task)] = record["predictions"].get(str(seed))
+            made[training.weights] = record["weights"].get(str(seed), {}).get("weights.safetensors")
         seeds = {int(seed) for seed in record["predictions"]}
         own = {file.with_name(name): digest for name, digest in (record.get("files") or {}).items()}
         scoring = {"data.val_split": (record.get("dataset") or {}).get("split"), "evaluation": record.get("config")}

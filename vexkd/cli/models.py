@@ -116,8 +116,7 @@ def latency(
     measured = measuring.write(
         run,
         params=None if run is None and root is not None else experiment.params,
-        results=experiment.results,
-        models=experiment.models,
+        experiment=experiment,
         seed=seed,
         weights=weights,
         random=random,
@@ -155,7 +154,7 @@ def export(
             run,
             out,
             params=None if run is None and root is not None else experiment.params,
-            models=experiment.models,
+            experiment=experiment,
             seed=seed,
             weights=weights,
             random=random,

@@ -143,11 +143,7 @@ def evaluate(
     row = experiment.params.run(run)
     if referee and row.task != "detection":
         raise InputError(f"{run}: nuscenes-devkit does not score {row.task}; leave out --referee.")
-    shared = {
-        "models": experiment.models,
-        "results": experiment.results,
-        "seeds": list(seeds or experiment.params.seeds),
-    }
+    shared = {"experiment": experiment, "seeds": list(seeds or experiment.params.seeds)}
     if without is not None:
         from vexkd.evaluate import missing
 
@@ -213,7 +209,7 @@ def inspect(
         torch.set_num_threads(threads)
     file = inspection.inspect(
         run,
-        models=experiment.models,
+        experiment,
         root=experiment.root,
         infos=experiment.infos,
         seed=experiment.params.seeds[0] if seed is None else seed,

@@ -24,6 +24,7 @@ from vexkd.evaluate import (
     submission_file,
 )
 from vexkd.evaluate.array_scorer import ERRORS, Matches, Score, Settings
+from vexkd.experiment import Experiment
 
 SUMMARY = ("mAP", "NDS", *ERRORS)
 
@@ -91,8 +92,7 @@ def score_files(
 def collect(
     run: str,
     *,
-    models: Path,
-    results: Path,
+    experiment: Experiment,
     root: Path,
     version: str,
     split: str,
@@ -107,7 +107,7 @@ def collect(
     (null for one seed). Raises InputError for a missing file and for whatever `evaluate_many` refuses; then nothing is
     written.
     """
-    found = seed_files.read(run, models=models, seeds=seeds, predictions="predictions.json")
+    found = seed_files.read(run, experiment, seeds=seeds, predictions="predictions.json")
     scores, drawn, scenes = {}, {}, []
     for seed, scored in score_files(
         found.predictions, root=root, version=version, split=split, config=config, held_to_devkit=held_to_devkit
@@ -115,9 +115,9 @@ def collect(
         scores[seed] = scored.score.plain()
         drawn[seed] = resamples.of_detection(scored.matches, scored.settings)
         scenes = scored.scenes
-    resamples.save(Path(results) / "runs" / run / resamples.FILE, scenes, drawn)
+    resamples.save(experiment.run(run).resamples, scenes, drawn)
     dataset = {"version": version, "split": split}
-    seed_files.write(found, summarise(scores), results=results, dataset=dataset, config=config)
+    seed_files.write(found, summarise(scores), experiment, dataset=dataset, config=config)
 
 
 def summarise(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from vexkd.data.maps import Maps
 from vexkd.errors import InputError
 from vexkd.evaluate import resamples, seed_files
 from vexkd.evaluate.segmentation import Accumulator
+from vexkd.experiment import Experiment
 from vexkd.geometry import BevGrid
 from vexkd.settings import Run
 
 
-def collect(run: Run, *, models: Path, results: Path, infos: Path, maps: Path, seeds: Sequence[int]) -> None:
+def collect(run: Run, *, experiment: Experiment, infos: Path, maps: Path, seeds: Sequence[int]) -> None:
     """Score every seed of a run: models/<run>/seed<k>/{predictions.safetensors,curve.csv,provenance.json} in,
     results/runs/<run>/{metrics.json,curve.csv,provenance.json,resamples.json} out.
 
@@ -28,7 +29,7 @@ def collect(run: Run, *, models: Path, results: Path, infos: Path, maps: Path, s
     (null for one seed). Raises InputError for a missing file and for predictions that are not those of the whole split;
     then nothing is written.
     """
-    found = seed_files.read(run.name, models=models, seeds=seeds, predictions="predictions.safetensors")
+    found = seed_files.read(run.name, experiment, seeds=seeds, predictions="predictions.safetensors")
     opened = {seed: map_predictions.read(path) for seed, path in found.predictions.items()}
     split = info_tools.load(infos).subset(run.data.val_split)
     rasters = Maps(maps).require(cell=run.map.cell, edges=run.map.edges)
@@ -37,9 +38,9 @@ def collect(run: Run, *, models: Path, results: Path, infos: Path, maps: Path, s
     metrics = seed_files.summarise(scores, spread=("mIoU", "IoU"))
     drawn = {seed: resamples.of_segmentation(scenes) for seed, scenes in counts.items()}
     names = [name for scenes in counts.values() for name in scenes]
-    resamples.save(Path(results) / "runs" / run.name / resamples.FILE, names, drawn)
+    resamples.save(experiment.run(run.name).resamples, names, drawn)
     dataset = {"version": run.data.version, "split": run.data.val_split}
-    seed_files.write(found, metrics, results=results, dataset=dataset, labels=rasters.sha256)
+    seed_files.write(found, metrics, experiment, dataset=dataset, labels=rasters.sha256)
 
 
 def count_scenes(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vexkd import provenance, seal
+from vexkd import provenance
 from vexkd.data import infos as info_tools
 from vexkd.data import map_predictions
 from vexkd.data.maps import Maps
 from vexkd.errors import InputError
 from vexkd.evaluate import detection, map_scores, seed_files
+from vexkd.experiment import Experiment
 from vexkd.settings import Run
 
 
@@ -18,8 +19,7 @@ def collect(
     run: Run,
     sensor: str,
     *,
-    models: Path,
-    results: Path,
+    experiment: Experiment,
     root: Path,
     infos: Path,
     maps: Path,
@@ -33,8 +33,7 @@ def collect(
     """
     files = {}
     for seed in seeds:
-        path = seal.predictions_path(models, run, seed)
-        files[str(seed)] = path.with_stem(f"{path.stem}-without-{sensor}")
+        files[str(seed)] = experiment.training(run.name, seed).predictions(run.task, without=sensor)
     for path in files.values():
         if not path.is_file():
             raise InputError(f"{path}: there is no such file; make it with 'vexkd predict --drop {sensor}'.")
@@ -60,4 +59,4 @@ def collect(
         "split": run.data.val_split,
         "config": run.inference.evaluation,
     }
-    provenance.write_json(Path(results) / "runs" / run.name / f"metrics-without-{sensor}.json", metrics)
+    provenance.write_json(experiment.run(run.name).metrics_without(sensor), metrics)

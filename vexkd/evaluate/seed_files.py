@@ -16,6 +16,7 @@ import pandas as pd
 from vexkd import provenance
 from vexkd.errors import InputError
 from vexkd.evaluate import training_record
+from vexkd.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Seeds:
     curve: pd.DataFrame
 
 
-def read(run: str, *, models: Path, seeds: Sequence[int], predictions: str) -> Seeds:
-    """The files in models/<run>/seed<k>: `predictions`, curve.csv, provenance.json. Raises InputError if one is missing."""
-    folders = {str(seed): Path(models) / run / f"seed{seed}" for seed in seeds}
+def read(run: str, experiment: Experiment, *, seeds: Sequence[int], predictions: str) -> Seeds:
+    """The files of each training of a run: `predictions`, curve.csv, provenance.json. Raises InputError if one is missing."""
+    folders = {str(seed): experiment.training(run, seed).folder for seed in seeds}
     if not folders:
         raise InputError(f"{run}: there are no seeds to collect; add at least one to 'seeds' in params.yaml.")
     for folder in folders.values():
@@ -63,11 +64,11 @@ def _curve(path: Path) -> pd.DataFrame:
     return found
 
 
-def write(found: Seeds, metrics: dict[str, Any], *, results: Path, **facts: Any) -> None:
+def write(found: Seeds, metrics: dict[str, Any], experiment: Experiment, **facts: Any) -> None:
     """results/runs/<run>/{curve.csv, provenance.json, metrics.json}; facts: what the scoring's provenance says besides."""
-    target = Path(results) / "runs" / found.run
+    target = experiment.run(found.run)
     texts = {"curve.csv": found.curve.to_csv(index=False), "metrics.json": json.dumps(metrics, indent=2) + "\n"}
-    resamples = target / "resamples.json"
+    resamples = target.resamples
     evaluation = provenance.record(
         **facts,
         files={
@@ -77,11 +78,9 @@ def write(found: Seeds, metrics: dict[str, Any], *, results: Path, **facts: Any)
         predictions={seed: provenance.file_digest(path) for seed, path in found.predictions.items()},
         weights={seed: _weights_digests(folder) for seed, folder in found.folders.items()},
     )
-    provenance.write_text(target / "curve.csv", texts["curve.csv"])
-    provenance.write_json(
-        target / "provenance.json", {"run": found.run, "seeds": found.records, "evaluation": evaluation}
-    )
-    provenance.write_text(target / "metrics.json", texts["metrics.json"])
+    provenance.write_text(target.curve, texts["curve.csv"])
+    provenance.write_json(target.provenance, {"run": found.run, "seeds": found.records, "evaluation": evaluation})
+    provenance.write_text(target.metrics, texts["metrics.json"])
 
 
 def summarise(scores: dict[str, dict[str, Any]], *, spread: Sequence[str]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from vexkd import provenance
 from vexkd.batch import Batch, collate
 from vexkd.data.infos import load as load_infos
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.measure import summary
 from vexkd.models.bev_model import BEVModel
 from vexkd.settings import Params, Run
@@ -56,7 +57,7 @@ def write(
     out: Path,
     *,
     params: Params | None,
-    models: Path,
+    experiment: Experiment,
     seed: int,
     weights: Path | None,
     random: bool,
@@ -71,7 +72,9 @@ def write(
     _require_extra()
     if (root is None) != (infos is None):
         raise InputError("a real rig needs both --root and --infos; give both or neither.")
-    model, run, path = summary.deployed(name, params=params, models=models, seed=seed, weights=weights, random=random)
+    model, run, path = summary.deployed(
+        name, params=params, experiment=experiment, seed=seed, weights=weights, random=random
+    )
     if root is not None and infos is not None:
         dataset = tasks.validation_set(run, root=root, infos=load_infos(infos))
         if sample >= len(dataset):

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vexkd import seal
 from vexkd.batch import Batch, collate
 from vexkd.content import Digests
 from vexkd.data import inspection as files
@@ -23,25 +22,28 @@ from vexkd.data.inspection import LEVELS, Name
 from vexkd.distill import masks as mask_parts
 from vexkd.distill.losses import energy
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment, Training
 from vexkd.models.bev_model import BEVModel
 from vexkd.settings import Run
 from vexkd.train import checkpoint, tasks
 
 
 @torch.no_grad()
-def inspect(name: str, *, models: Path, root: Path, infos: Path, seed: int, sample: str | None = None) -> Path:
+def inspect(
+    name: str, experiment: Experiment, *, root: Path, infos: Path, seed: int, sample: str | None = None
+) -> Path:
     """Write models/<run>/seed<k>/inspection.safetensors of a distilled run, on the CPU; returns its path.
 
     Each model sees the keyframe as it does when it predicts. sample: a token of the validation split; None: the one with
     most valid boxes, which the other figures show too. Raises InputError for a run that is not distilled, an unknown
     sample, and weights or masks that are missing or of another training.
     """
-    weights = seal.weights_path(models, name, seed)
+    weights = experiment.training(name, seed).weights
     model, run = checkpoint.load_model(weights)
     if run.student is None or run.teacher is None or run.distill is None:
         raise InputError(f"{weights}: the run {name} has no teacher to be compared with; name a distilled run.")
-    teacher, teacher_run = checkpoint.load_model(seal.weights_path(models, run.teacher, seed))
-    student, student_run = checkpoint.load_model(seal.weights_path(models, run.student, seed))
+    teacher, teacher_run = checkpoint.load_model(experiment.training(run.teacher, seed).weights)
+    student, student_run = checkpoint.load_model(experiment.training(run.student, seed).weights)
     known = load_infos(infos)
     token = _token(known.subset(run.data.val_split), sample)
     maps: dict[Name, np.ndarray] = {}
@@ -53,19 +55,20 @@ def inspect(name: str, *, models: Path, root: Path, infos: Path, seed: int, samp
     masks = load_masks(run, teacher, weights)
     if masks is not None:
         maps |= {Name("mask", name, level): mask[0, 0].numpy() for level, mask in masks(taught, batch).items()}
-    path = files.path_of(models, name, seed)
+    path = experiment.training(name, seed).inspection
     origin = {"run": name, "student": run.student, "teacher": run.teacher, "seed": seed, "sample": token}
-    origin["made_from"] = _made_from([name, run.student, run.teacher], models=models, seed=seed, infos=infos)
+    trainings = {each: experiment.training(each, seed) for each in (name, run.student, run.teacher)}
+    origin["made_from"] = _made_from(trainings, infos)
     with checkpoint.writing(path):
         files.write(path, maps, grid=model.grid, **origin, task=run.task, mask=run.distill.mask)
     return path
 
 
-def _made_from(names: list[str], *, models: Path, seed: int, infos: Path) -> dict[str, str]:
+def _made_from(trainings: dict[str, Training], infos: Path) -> dict[str, str]:
     """Hashes of the weights of these runs, by their names, and of the infos."""
     digests = Digests()
-    found = {name: digests.file(seal.weights_path(models, name, seed)) for name in names}
-    return {**found, "infos": digests.of(infos)}
+    hashes = {name: digests.file(training.weights) for name, training in trainings.items()}
+    return {**hashes, "infos": digests.of(infos)}
 
 
 def load_masks(run: Run, teacher: BEVModel, weights: Path) -> nn.Module | None:

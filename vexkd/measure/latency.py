@@ -22,6 +22,7 @@ from vexkd import provenance
 from vexkd.batch import Sample, collate
 from vexkd.data.infos import load as load_infos
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.measure import summary
 from vexkd.models.bev_model import BEVModel
 from vexkd.settings import Params, Run
@@ -100,8 +101,7 @@ def write(
     name: str | None,
     *,
     params: Params | None,
-    results: Path,
-    models: Path,
+    experiment: Experiment,
     seed: int,
     weights: Path | None,
     random: bool,
@@ -121,7 +121,9 @@ def write(
     """
     if (root is None) != (infos is None):
         raise InputError("real samples need both --root and --infos; give both or neither.")
-    model, run, path = summary.deployed(name, params=params, models=models, seed=seed, weights=weights, random=random)
+    model, run, path = summary.deployed(
+        name, params=params, experiment=experiment, seed=seed, weights=weights, random=random
+    )
     if root is not None and infos is not None:
         source = real(run, root=root, infos=infos)
     elif params is not None:
@@ -144,7 +146,7 @@ def write(
         "settings_digest": provenance.digest(run.training()),
         **provenance.record(),
     }
-    provenance.write_json(results / "runs" / run.name / "latency.json", values)
+    provenance.write_json(experiment.run(run.name).latency, values)
     return values
 
 

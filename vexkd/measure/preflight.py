@@ -27,6 +27,7 @@ from vexkd.data import demands, splits, tables
 from vexkd.data.infos import load as load_infos
 from vexkd.data.maps import map_bytes
 from vexkd.errors import InputError
+from vexkd.experiment import HERE, Experiment
 from vexkd.measure import cost
 from vexkd.needs import needed_files
 from vexkd.settings import Params
@@ -69,7 +70,7 @@ def run(
         lambda: check_disk(plan(params, root=root, scratch=scratch, here=here)),
         *[lambda folder=folder: check_files(folder) for folder in dict.fromkeys([here, existing(scratch)])],
         lambda: check_clock(here),
-        lambda: check_times([*root.glob("*/*.json"), Path("artifacts"), Path("models"), Path("results")]),
+        lambda: check_times([*root.glob("*/*.json"), HERE.artifacts, HERE.models, HERE.results]),
         lambda: check_ring(**_ring_for(gpus), limit=limit),
         lambda: check_commit(code.version()),
     ]
@@ -188,7 +189,7 @@ def check_data(params: Params, root: Path) -> Check:
 
 def check_demands(params: Params, root: Path) -> Check:
     """What the runs ask for is in the data: by the infos where they are made, by the names of the splits before."""
-    name, infos = "demands", Path("artifacts/infos")
+    name, infos = "demands", HERE.infos
     if not (infos / "samples.parquet").is_file():
         return check_splits(params, root)
     try:
@@ -222,7 +223,7 @@ def plan(params: Params, *, root: Path, scratch: Path, here: Path) -> dict[Path,
     """Bytes still to be written, by folder: models and artifacts, resumable states, the embedded town."""
     from vexkd.measure import forecast
 
-    counter = cost.Counter(params)
+    counter, experiment = cost.Counter(params), Experiment(here)
     needs = dict.fromkeys((here, scratch, root), 0)
     sizes: dict[str, dict[str, int]] = {}
     states = []
@@ -233,16 +234,16 @@ def plan(params: Params, *, root: Path, scratch: Path, here: Path) -> dict[Path,
         samples = _samples(counter, row)
         lasting = sizes[key]["weights"] + cost.prediction_bytes(row, samples.validation)
         for seed in params.seeds:
-            if not seal.weights_path(here / "models", name, seed).is_file():
+            if not experiment.training(name, seed).weights.is_file():
                 needs[here] += lasting
                 states.append(2 * sizes[key]["state"])
     needs[scratch] += sum(states)
     most = max((_samples(counter, row) for row in params.runs.values()), key=lambda s: s.train + s.validation)
-    if not (here / "artifacts/infos/samples.parquet").is_file():
+    if not experiment.infos_files[0].is_file():
         needs[here] += (most.train + most.validation) * _INFOS_BYTES
-    if any(row.paste for row in params.runs.values()) and not (here / "artifacts/paste/index.parquet").is_file():
+    if any(row.paste for row in params.runs.values()) and not experiment.paste_files[1].is_file():
         needs[here] += most.train * _PASTE_BYTES
-    if any(row.map for row in params.runs.values()) and not (here / "artifacts/maps/index.parquet").is_file():
+    if any(row.map for row in params.runs.values()) and not experiment.maps_files[1].is_file():
         drawn = seal.map_settings(params)
         needs[here] += (most.train + most.validation) * map_bytes(drawn["reach"], drawn["cell"])
     town = params.synthetic

@@ -26,6 +26,7 @@ from vexkd import provenance, seal
 from vexkd.batch import Batch, Sample, collate
 from vexkd.data.infos import load as load_infos
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.measure import forecast
 from vexkd.models import bev_model
 from vexkd.models.bev_model import BEVModel
@@ -120,7 +121,7 @@ def summaries(
 
 
 def deployed(
-    name: str | None, *, params: Params | None, models: Path, seed: int, weights: Path | None, random: bool
+    name: str | None, *, params: Params | None, experiment: Experiment, seed: int, weights: Path | None, random: bool
 ) -> tuple[BEVModel, Run, Path | None]:
     """A run's model in evaluation mode, the run, and the weights file that was read (None: random weights).
 
@@ -134,7 +135,7 @@ def deployed(
     if random and run is not None:
         seed_everything(0)
         return bev_model.build(run).eval(), run, None
-    path = weights or models / str(name) / f"seed{seed}" / "weights.safetensors"
+    path = weights or experiment.training(str(name), seed).weights
     if not path.is_file():
         raise InputError(f"{path}: there are no such weights; train {name or 'the run'} first, or pass --random.")
     model, trained = checkpoint.load_model(path)

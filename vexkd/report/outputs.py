@@ -8,10 +8,11 @@ from pathlib import Path
 
 from vexkd import content, products
 from vexkd.content import Digests, Product
+from vexkd.experiment import HERE
 from vexkd.report import records, sources
 from vexkd.settings import PICTURES, Params
 
-TABLES, FIGURES, PAGE = Path("results/tables"), Path("results/figures"), Path("results/report.html")
+TABLES, FIGURES, PAGE = HERE.tables, HERE.figures, HERE.page
 
 
 def of_report(params: Params, digests: Digests) -> Iterator[Product]:
@@ -31,7 +32,7 @@ def of_report(params: Params, digests: Digests) -> Iterator[Product]:
     names = sources.of_page(params)
     judge = partial(records.page_problem, PAGE, names, sources.page_settings(params), digests)
     tables = [TABLES / f"{name}.md" for name in params.tables]
-    settings = [products.RUNS / run / file for run in params.runs for file in ("config.yaml", "inference.yaml")]
+    settings = [file for run in params.runs for file in (HERE.run(run).config, HERE.run(run).inference)]
     yield Product(str(PAGE), (PAGE,), (*map(Path, names), *tables, *settings), judge)
 
 
@@ -59,7 +60,7 @@ def _files(
     outputs = tuple(stem.with_name(f"{stem.name}.{ending}") for ending in (*endings, "provenance.json"))
     judge = partial(records.problem, stem, endings, names, asked, digests)
     inputs = [path for name in names for path in _each(name)]
-    return Product(str(stem), outputs, (*inputs, *([products.SETTINGS / f"{shared}.yaml"] if shared else [])), judge)
+    return Product(str(stem), outputs, (*inputs, *([HERE.shared_settings(shared)] if shared else [])), judge)
 
 
 def _each(name: str) -> tuple[Path, ...]:
@@ -69,10 +70,8 @@ def _each(name: str) -> tuple[Path, ...]:
 
 def _summary(params: Params, run: str) -> Product:
     """A run's counted parameters and FLOPs, held to the settings of its model."""
-    file = products.RUNS / run / "summary.json"
-    return Product(
-        str(file), (file,), (products.RUNS / run / "config.yaml",), partial(_judge_summary, params, run, file)
-    )
+    file = HERE.run(run).summary
+    return Product(str(file), (file,), (HERE.run(run).config,), partial(_judge_summary, params, run, file))
 
 
 def _judge_summary(params: Params, run: str, file: Path) -> str:

@@ -20,6 +20,7 @@ from vexkd.data import demands
 from vexkd.data.dataset import NuScenesDataset, loader
 from vexkd.data.infos import load as load_infos
 from vexkd.errors import InputError
+from vexkd.experiment import HERE
 from vexkd.published import fetch
 from vexkd.settings import Run
 from vexkd.train import attempts, checkpoint, environment, finished, processes, tasks
@@ -275,7 +276,7 @@ def predict(
         run = settings.with_inference(run, expected.after_training())
     if split is not None:
         run = run.model_copy(update={"data": run.data.model_copy(update={"val_split": split})})
-    ending = seal.predictions_path("", run, 0).suffix
+    ending = HERE.training(run.name, 0).predictions(run.task).suffix
     if out.suffix != ending:
         raise InputError(f"{out}: predictions of a {run.task} run are a {ending} file; name one with --out.")
     if drop is not None:
