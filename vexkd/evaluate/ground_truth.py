@@ -109,14 +109,14 @@ def read(root: Path, version: str, split: str) -> Truth:
     root = Path(root)
     tables.folder(root, version)
     scene_names = {row.token: row.name for block in table_rows.blocks(root, version, "scene", _Named) for row in block}
-    members, custom = _members(root, version, split)
+    chosen, custom = members(root, version, split)
     times: dict[str, int] = {}
     scene_of: dict[str, str] = {}
     for block in table_rows.blocks(root, version, "sample", _Sample):
         for sample in block:
             times[sample.token] = sample.timestamp
             name = _known(root, version, "sample", sample.token, "scene", sample.scene_token, scene_names)
-            if name in members:
+            if name in chosen:
                 scene_of[sample.token] = name
     number = {token: i for i, token in enumerate(scene_of)}
     scenes = sorted(set(scene_of.values()))
@@ -146,7 +146,7 @@ def read(root: Path, version: str, split: str) -> Truth:
 # ---- splits
 
 
-def _members(root: Path, version: str, split: str) -> tuple[set[str], bool]:
+def members(root: Path, version: str, split: str) -> tuple[set[str], bool]:
     """The names of a split's scenes, and whether it stands in splits.json. Raises InputError for one that is unknown."""
     official = _official()
     refusal = f"data.val_split: split '{split}' is not in {version}"
