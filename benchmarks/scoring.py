@@ -80,8 +80,9 @@ def in_child(which: str, root: Path, split: str, predictions: Path) -> dict[str,
 def report(which: str, root: str, split: str, predictions: str) -> None:
     """The child's side of `in_child`."""
     found = {"devkit": devkit, "arrays": arrays}[which](Path(root), split, Path(predictions))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps({**found, "seconds": sum(found["parts"].values()), "GB": peak}))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    found |= {"seconds": sum(found["parts"].values()), "CPU": used.ru_utime + used.ru_stime}
+    print(json.dumps({**found, "GB": used.ru_maxrss * 1024 / 1e9}))
 
 
 def difference(first: dict[str, Any], second: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,7 +25,11 @@ from vexkd.evaluate.box_columns import Boxes, Racks
 
 _RACK = "static_object.bicycle_rack"
 _LONGEST_STEP = 1.5  # seconds between annotations of which a velocity is made; twice as much between previous and next
-_POINT = tuple[float, float, float]
+_LENGTHS = {"translation": 3, "size": 3, "rotation": 4}
+_POINT = msgspec.json.Decoder(tuple[float, float, float])
+_POINTS = msgspec.json.Decoder(list[tuple[float, float, float]])
+_QUATERNIONS = msgspec.json.Decoder(list[tuple[float, float, float, float]])
+_ATTRIBUTES = msgspec.json.Decoder(list[list[str]])
 Value = TypeVar("Value")
 
 
@@ -87,17 +91,18 @@ class _Annotation(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Annotations of the split, unpacked: columns of the same length, in the order of the table."""
+    """Annotations of the split in the order of their table, N of them: lists, and arrays (N,) or of vectors."""
 
     token: list[str]
-    sample: list[int]
     category: list[str]
     attributes: list[list[str]]
-    translation: list[list[float]]
-    size: list[list[float]]
-    rotation: list[list[float]]
-    neighbours: list[tuple[str, str]]
-    points: list[int]
+    previous: list[str]
+    following: list[str]
+    sample: np.ndarray
+    points: np.ndarray
+    translation: np.ndarray
+    size: np.ndarray
+    rotation: np.ndarray
 
 
 def read(root: Path, version: str, split: str) -> Truth:
@@ -122,11 +127,11 @@ def read(root: Path, version: str, split: str) -> Truth:
     scenes = sorted(set(scene_of.values()))
     order = {name: i for i, name in enumerate(scenes)}
     try:
-        rows, centre = _annotations(root, version, number)
+        rows = _annotations(root, version, number)
+        boxes, racks = _boxes(root, version, rows, times, list(number))
         ego = _ego(root, version, number)
     except msgspec.MsgspecError as error:
         raise _explained(root, version, error) from None
-    boxes, racks = _boxes(root, version, rows, centre, times)
     if not len(boxes):
         raise InputError(
             f"data.val_split: split '{split}' of {version} has no annotated box, so nothing can be scored; "
@@ -186,36 +191,36 @@ def _official() -> dict[str, list[str]]:
 # ---- rows
 
 
-def _annotations(root: Path, version: str, number: dict[str, int]) -> tuple[_Rows, dict[str, tuple[str, list[float]]]]:
-    """Annotations of the samples in `number`, and of each annotation that they name as previous or next: sample and centre."""
+def _annotations(root: Path, version: str, number: dict[str, int]) -> _Rows:
+    """The annotations of the samples in `number`, which numbers them by token."""
     category_of = _categories(root, version)
-    unpack = msgspec.json.Decoder(list[float]).decode
-    names = msgspec.json.Decoder(list[str]).decode
-    found = _Rows([], [], [], [], [], [], [], [], [])
-    centre: dict[str, tuple[str, list[float]]] = {}
+    lists: dict[str, list[Any]] = {name: [] for name in ("token", "category", "attributes", "previous", "following")}
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in ("sample", "points", *_LENGTHS)}
     for block in table_rows.blocks(root, version, "sample_annotation", _Annotation):
-        for row in block:
-            sample = number.get(row.sample_token)
-            if sample is None:
-                continue
-            translation = unpack(row.translation)
-            centre[row.token] = row.sample_token, translation
-            found.token.append(row.token)
-            found.sample.append(sample)
-            found.category.append(
-                _known(root, version, "sample_annotation", row.token, "instance", row.instance_token, category_of)
-            )
-            found.attributes.append(names(row.attribute_tokens))
-            found.translation.append(translation)
-            found.size.append(unpack(row.size))
-            found.rotation.append(unpack(row.rotation))
-            found.neighbours.append((row.prev, row.next))
-            found.points.append(row.num_lidar_pts + row.num_radar_pts)
-    lost = {token for pair in found.neighbours for token in pair if token and token not in centre}
-    if lost:  # a thing's annotations stand in one scene, so a proper data set gets here only if it is damaged
-        for block in table_rows.blocks(root, version, "sample_annotation", _Annotation):
-            centre |= {row.token: (row.sample_token, unpack(row.translation)) for row in block if row.token in lost}
-    return found, centre
+        rows = [row for row in block if row.sample_token in number]
+        lists["token"] += [row.token for row in rows]
+        lists["category"] += [
+            _known(root, version, "sample_annotation", row.token, "instance", row.instance_token, category_of)
+            for row in rows
+        ]
+        lists["attributes"] += _ATTRIBUTES.decode(_together([row.attribute_tokens for row in rows]))
+        lists["previous"] += [row.prev for row in rows]
+        lists["following"] += [row.next for row in rows]
+        arrays["sample"].append(np.array([number[row.sample_token] for row in rows], dtype=np.int64))
+        arrays["points"].append(np.array([row.num_lidar_pts + row.num_radar_pts for row in rows], dtype=np.int64))
+        for name, length in _LENGTHS.items():
+            arrays[name].append(_vectors([getattr(row, name) for row in rows], length))
+    return _Rows(**lists, **{name: np.concatenate(parts) for name, parts in arrays.items()})
+
+
+def _together(texts: list[msgspec.Raw]) -> bytes:
+    """A JSON list of what stands in these texts."""
+    return b"[" + b",".join(texts) + b"]"
+
+
+def _vectors(texts: list[msgspec.Raw], length: int) -> np.ndarray:
+    """Lists of `length` numbers, as they stand in a table: (N, length)."""
+    return np.array((_POINTS if length == 3 else _QUATERNIONS).decode(_together(texts))).reshape(-1, length)
 
 
 def _categories(root: Path, version: str) -> dict[str, str]:
@@ -228,36 +233,29 @@ def _categories(root: Path, version: str) -> dict[str, str]:
     }
 
 
-def _boxes(
-    root: Path, version: str, rows: _Rows, centre: dict[str, tuple[str, list[float]]], times: dict[str, int]
-) -> tuple[Boxes, Racks]:
-    """The boxes of detection classes by sample, and the racks."""
+def _boxes(root: Path, version: str, rows: _Rows, times: dict[str, int], tokens: list[str]) -> tuple[Boxes, Racks]:
+    """The boxes of detection classes by sample, and the racks. times: of all samples; tokens: of those of the split."""
     path = tables.path_of(root, version, "sample_annotation")
-    attribute_names = {
-        row.token: row.name for block in table_rows.blocks(root, version, "attribute", _Named) for row in block
-    }
-    classes = [CLASS_OF_CATEGORY.get(name) for name in rows.category]
-    by_sample = np.argsort(np.array(rows.sample, dtype=np.int64), kind="stable")
-    detected = [i for i in by_sample.tolist() if classes[i] is not None]
-    attribute = [_attribute(path, rows.token[i], rows.attributes[i], attribute_names) for i in detected]
+    names = {row.token: row.name for block in table_rows.blocks(root, version, "attribute", _Named) for row in block}
+    label_of = {name: box_columns.CLASS_NUMBER[kind] for name, kind in CLASS_OF_CATEGORY.items()} | {_RACK: -2}
+    label = np.array([label_of.get(name, -1) for name in rows.category], dtype=np.int64)
+    by_sample = np.argsort(rows.sample, kind="stable")
+    chosen = by_sample[label[by_sample] >= 0]
     boxes = Boxes(
-        sample=_column([rows.sample[i] for i in detected], np.int64),
-        label=_column([box_columns.CLASS_NUMBER[str(classes[i])] for i in detected], np.int64),
-        translation=_vectors(path, rows, detected, "translation", 3),
-        size=_vectors(path, rows, detected, "size", 3),
-        rotation=_vectors(path, rows, detected, "rotation", 4),
-        velocity=_velocity(path, rows, detected, centre, times),
-        score=np.full(len(detected), -1.0),
-        attribute=_column(attribute, np.int64),
-        points=_column([rows.points[i] for i in detected], np.int64),
+        sample=rows.sample[chosen],
+        label=label[chosen],
+        translation=rows.translation[chosen],
+        size=rows.size[chosen],
+        rotation=rows.rotation[chosen],
+        velocity=_velocity(root, version, rows, times, tokens)[chosen],
+        score=np.full(len(chosen), -1.0),
+        attribute=np.array(
+            [_attribute(path, rows.token[i], rows.attributes[i], names) for i in chosen.tolist()], dtype=np.int64
+        ),
+        points=rows.points[chosen],
     )
-    racks = [i for i in by_sample.tolist() if rows.category[i] == _RACK]
-    return boxes, Racks(
-        sample=_column([rows.sample[i] for i in racks], np.int64),
-        translation=_vectors(path, rows, racks, "translation", 3),
-        size=_vectors(path, rows, racks, "size", 3),
-        rotation=_vectors(path, rows, racks, "rotation", 4),
-    )
+    racks = by_sample[label[by_sample] == label_of[_RACK]]
+    return boxes, Racks(rows.sample[racks], rows.translation[racks], rows.size[racks], rows.rotation[racks])
 
 
 def _attribute(path: Path, token: str, attributes: list[str], names: dict[str, str]) -> int:
@@ -274,51 +272,44 @@ def _attribute(path: Path, token: str, attributes: list[str], names: dict[str, s
     return box_columns.ATTRIBUTE_NUMBER[name]
 
 
-def _column(values: list[int], dtype: type) -> np.ndarray:
-    return np.array(values, dtype=dtype).reshape(-1)
-
-
-def _vectors(path: Path, rows: _Rows, chosen: list[int], name: str, length: int) -> np.ndarray:
-    """One column of vectors, (len(chosen), length). Raises InputError for another length and for what is not finite."""
-    values = getattr(rows, name)
-    wrong = next((i for i in chosen if len(values[i]) != length), None)
-    array = np.zeros(0) if wrong is not None else np.array([values[i] for i in chosen], np.float64).reshape(-1, length)
-    if wrong is None and not np.isfinite(array).all():
-        wrong = chosen[int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])]
-    if wrong is not None:
-        raise tables.fault(path, rows.token[wrong], f"{name} is not {length} finite numbers")
-    return array
-
-
-def _velocity(
-    path: Path,
-    rows: _Rows,
-    chosen: list[int],
-    centre: dict[str, tuple[str, list[float]]],
-    times: dict[str, int],
-) -> np.ndarray:
+def _velocity(root: Path, version: str, rows: _Rows, times: dict[str, int], tokens: list[str]) -> np.ndarray:
     """Velocities (N, 2) as the devkit's `box_velocity`: between the annotations before and after, or this one and either."""
-    ends, places = [], []
-    for i in chosen:
-        before, after = (token or rows.token[i] for token in rows.neighbours[i])
-        for token in (before, after):
-            if token not in centre:
-                raise tables.fault(path, rows.token[i], f"it names {token} as previous or next, which is not there")
-            sample, place = centre[token]
-            if sample not in times:
-                raise tables.fault(path, token, "it names a sample that sample.json lacks")
-            ends.append(times[sample])
-            places.append(place[:2])
-    moment = 1e-6 * np.array(ends, dtype=np.float64).reshape(-1, 2)
-    place = np.array(places, dtype=np.float64).reshape(-1, 2, 2)
-    has = np.array([(bool(a), bool(b)) for a, b in (rows.neighbours[i] for i in chosen)], dtype=bool).reshape(-1, 2)
-    elapsed = moment[:, 1] - moment[:, 0]
-    limit = np.where(has.all(axis=1), 2 * _LONGEST_STEP, _LONGEST_STEP)
-    unknown = ~has.any(axis=1) | (elapsed > limit)
+    time = np.array([times[token] for token in tokens], dtype=np.float64)[rows.sample]
+    place = rows.translation[:, :2]
+    row_of = {token: i for i, token in enumerate(rows.token)}
+    lost = sorted({token for token in (*rows.previous, *rows.following) if token and token not in row_of})
+    if lost:  # a thing's annotations stand in one scene, so a proper data set gets here only if it is damaged
+        row_of |= {token: len(row_of) + i for i, token in enumerate(lost)}
+        more_time, more_place = _elsewhere(root, version, lost, times)
+        time, place = np.concatenate([time, more_time]), np.concatenate([place, more_place])
+    own = range(len(rows.token))
+    first, last = (
+        np.array([row_of[token] if token else i for i, token in zip(own, side, strict=True)], dtype=np.int64)
+        for side in (rows.previous, rows.following)
+    )
+    elapsed = 1e-6 * time[last] - 1e-6 * time[first]
+    alone = np.arange(len(own))
+    limit = np.where((first != alone) & (last != alone), 2 * _LONGEST_STEP, _LONGEST_STEP)
     with np.errstate(divide="ignore", invalid="ignore"):
-        velocity = (place[:, 1] - place[:, 0]) / elapsed[:, None]
-    velocity[unknown] = np.nan
+        velocity = (place[last] - place[first]) / elapsed[:, None]
+    velocity[((first == alone) & (last == alone)) | (elapsed > limit)] = np.nan
     return velocity
+
+
+def _elsewhere(root: Path, version: str, lost: list[str], times: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """When and where annotations outside the split are: times (M,), microseconds, and places (M, 2)."""
+    wanted, found = set(lost), {}
+    for block in table_rows.blocks(root, version, "sample_annotation", _Annotation):
+        for row in block:
+            if row.token in wanted:
+                time = _known(root, version, "sample_annotation", row.token, "sample", row.sample_token, times)
+                found[row.token] = (time, *_POINT.decode(row.translation)[:2])
+    path = tables.path_of(root, version, "sample_annotation")
+    for token in lost:
+        if token not in found:
+            raise tables.fault(path, token, "another row names it as its previous or next, and it is not there")
+    values = np.array([found[token] for token in lost], dtype=np.float64)
+    return values[:, 0], values[:, 1:]
 
 
 def _ego(root: Path, version: str, number: dict[str, int]) -> np.ndarray:
@@ -335,9 +326,8 @@ def _ego(root: Path, version: str, number: dict[str, int]) -> np.ndarray:
         path = tables.path_of(root, version, "sample")
         raise tables.fault(path, bare, f"sample_data.json has no keyframe of {tables.LIDAR} for it")
     wanted = set(pose_of.values())
-    unpack = msgspec.json.Decoder(_POINT).decode
     place = {
-        pose.token: unpack(pose.translation)
+        pose.token: _POINT.decode(pose.translation)
         for block in table_rows.blocks(root, version, "ego_pose", _EgoPose)
         for pose in block
         if pose.token in wanted
