@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from vexkd.experiment import Experiment
 from vexkd.settings import Params, dump, parse, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +77,15 @@ def experiment(folder: Path, raw: dict, **artifacts: Path) -> Path:
         link.unlink(missing_ok=True)
         link.symlink_to(source)
     return folder
+
+
+def experiment_on(folder: Path, town: Path, settings: Params | None = None) -> Experiment:
+    """An experiment in a folder, with the data and infos of a town; without settings for those who ask for paths alone."""
+    experiment = Experiment(folder)
+    experiment.infos.parent.mkdir(parents=True, exist_ok=True)
+    experiment.infos.symlink_to(town / "infos")
+    experiment.__dict__["params"] = settings or SimpleNamespace(root=str(town / "data"))  # what cached_property keeps
+    return experiment
 
 
 def tiny_settings() -> dict:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import experiment_on
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -144,7 +145,7 @@ def test_a_training_leaves_its_masks_beside_the_weights(settings, town, tmp_path
 
 
 @pytest.fixture
-def inspected(town, tmp_path) -> tuple[dict, Path]:
+def inspected(town, tmp_path) -> tuple[Experiment, np.ndarray]:
     """A file with made-up maps of the first keyframe: the teacher's energy is 3 inside boxes and 1 elsewhere."""
     keyframe = info_files.load(town / "infos")[0]
     grid = BevGrid((-24.0, -16.0, -5.0, 24.0, 16.0, 3.0), 1.0)  # wider than deep: rows are y
@@ -160,7 +161,7 @@ def inspected(town, tmp_path) -> tuple[dict, Path]:
     path = files.path_of(tmp_path / "models", "d", 0)
     origin = {"run": "d", "student": "s", "teacher": "t", "seed": 0, "sample": keyframe.token, "task": "detection"}
     files.write(path, maps, grid=grid, mask="learned-query", **origin)
-    return {"results": tmp_path, **places(tmp_path / "models", town)}, inside
+    return experiment_on(tmp_path, town), inside
 
 
 def plain_inside(boxes: np.ndarray, grid: BevGrid) -> np.ndarray:
@@ -185,9 +186,9 @@ def drawn(stem: Path) -> pd.DataFrame:
 
 def test_the_figure_of_energies(inspected):
     """By hand: objects are 3 times as bright as the rest; an even map's cosine to the teacher's is a ratio of sums."""
-    arguments, inside = inspected
-    inside_distillation.energy("d", **arguments)
-    stem = arguments["results"] / "figures/energy-d"
+    experiment, inside = inspected
+    inside_distillation.energy("d", experiment, seed=0)
+    stem = experiment.figures / "energy-d"
     frame = drawn(stem).set_index(["level", "run"])
     m, n = int(inside.sum()), inside.size
     cosine = (n + 2 * m) / np.sqrt(n * (n + 8 * m))
@@ -196,25 +197,25 @@ def test_the_figure_of_energies(inspected):
         assert frame.loc[level, "cosine_to_teacher"].tolist() == pytest.approx([cosine, 1.0, 1.0], rel=1e-4)
         assert frame.loc[(level, "d"), "mean_energy"] == pytest.approx(2 * (n + 2 * m) / n, rel=1e-4)
     first = {end: Path(f"{stem}.{end}").read_bytes() for end in ("png", "svg", "csv")}
-    inside_distillation.energy("d", **arguments)
+    inside_distillation.energy("d", experiment, seed=0)
     assert first == {end: Path(f"{stem}.{end}").read_bytes() for end in first}
 
 
 def test_the_figure_of_masks(inspected):
-    arguments, inside = inspected
-    inside_distillation.masks("d", maps=None, **arguments)
-    frame = drawn(arguments["results"] / "figures/masks-d").set_index(["level", "region"])
+    experiment, inside = inspected
+    inside_distillation.masks("d", experiment, seed=0)
+    frame = drawn(experiment.figures / "masks-d").set_index(["level", "region"])
     assert frame.loc[("low", "annotated objects"), "cells"] == inside.sum()
     assert frame.loc[("high", "annotated objects"), "mean"] == pytest.approx(0.9)
     assert frame.loc[("high", "not annotated objects"), "max"] == pytest.approx(0.1)
 
 
 def test_a_damaged_file_is_refused(inspected, town):
-    arguments, _ = inspected
-    path = files.path_of(arguments["models"], "d", 0)
+    experiment, _ = inspected
+    path = files.path_of(experiment.models, "d", 0)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match="not a whole file of inspected maps"):
-        inside_distillation.energy("d", **arguments)
+        inside_distillation.energy("d", experiment, seed=0)
     path.unlink()
     with pytest.raises(InputError, match="make it with 'vexkd inspect'"):
-        inside_distillation.masks("d", maps=None, **arguments)
+        inside_distillation.masks("d", experiment, seed=0)

@@ -19,8 +19,12 @@ from vexkd import boxes, geometry, provenance, settings
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 from vexkd.evaluate.detection import ERRORS, summarise
+from vexkd.experiment import Experiment
 from vexkd.report import readme, result_tables
-from vexkd.report.figures import birdseye, per_run
+from vexkd.report.figures.birdseye import birdseye
+from vexkd.report.figures.curves import POINTS, curves
+from vexkd.report.figures.distillation import distillation
+from vexkd.report.results import Results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = ["lidar-pretrain", "fusion-det", "centerpoint-det", "centerpoint-det-vexkd"]
@@ -77,22 +81,50 @@ def write_run(results: Path, name: str, scores: list[tuple[float, float]], **cha
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    write_run(tmp_path, "lidar-pretrain", [(0.60, 0.65)])
-    write_run(tmp_path, "fusion-det", [(0.65, 0.70)], commit="b" * 40)
-    write_run(tmp_path, "centerpoint-det", [(0.55, 0.60), (0.57, 0.62)])
-    write_run(tmp_path, "centerpoint-det-vexkd", [(0.58, 0.625), (0.59, 0.635)], dirty=True)
-    return tmp_path
+    folder = tmp_path / "results"
+    write_run(folder, "lidar-pretrain", [(0.60, 0.65)])
+    write_run(folder, "fusion-det", [(0.65, 0.70)], commit="b" * 40)
+    write_run(folder, "centerpoint-det", [(0.55, 0.60), (0.57, 0.62)])
+    write_run(folder, "centerpoint-det-vexkd", [(0.58, 0.625), (0.59, 0.635)], dirty=True)
+    return folder
+
+
+def read(params: settings.Params, results: Path) -> Results:
+    return Results(Experiment(results.parent), params)
 
 
 def table(results: Path, suffix: str) -> str:
     return (results / "tables" / f"small.{suffix}").read_text()
 
 
+def rows_of(markdown: str) -> list[dict[str, str]]:
+    """Cells by heading of the first table in a text; all of its lines are equally long."""
+    lines = [line for line in markdown.split("\n\n") if line.startswith("| ")][0].splitlines()
+    assert len({len(line) for line in lines}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
 def test_markdown_of_a_small_table(params, results):
-    result_tables.make("small", params=params, results=results)
-    found = table(results, "md").splitlines()
-    heading = [cell.strip() for cell in found[0].strip("|").split("|")]
-    rows = [dict(zip(heading, [c.strip() for c in line.strip("|").split("|")], strict=True)) for line in found[2:6]]
+    result_tables.make("small", read(params, results))
+    short, full = table(results, "md").split("<details>")
+    rows = rows_of(short)
+    assert rows[3] == {
+        "Run": "centerpoint-det-vexkd †",
+        "NDS ↑ (%)": "63.0 ± 0.7",
+        "ΔNDS": "+2.0 ± 0.7 §",
+        "mAP ↑ (%)": "58.5 ± 0.7",
+        "reported NDS": "",
+        "Params (M)": "8.32",
+    }
+    assert rows[2]["reported NDS"] == "65.4 (−4.4)"
+    assert [row["Run"] for row in rows] == [
+        "lidar-pretrain",
+        "fusion-det †",
+        "centerpoint-det",
+        "centerpoint-det-vexkd †",
+    ]
+    rows = rows_of(full)
     assert rows[3] == {
         "Run": "centerpoint-det-vexkd †",
         "Sensors": "L+C → L",
@@ -106,39 +138,40 @@ def test_markdown_of_a_small_table(params, results):
         "mAOE ↓ (rad)": "0.300",
         "mAVE ↓ (m/s)": "0.400",
         "mAAE ↓ (1-acc.)": "0.500",
-        "reported mAP (ours − it)": "",
-        "reported NDS (ours − it)": "",
+        "reported mAP": "",
+        "reported NDS": "",
         "Params (M)": "8.32",
         "GPU-hours": "6.00",
         "Hours": "1.50",
         "n": "2",
     }
-    assert [row["Run"] for row in rows] == [
-        "lidar-pretrain",
-        "fusion-det †",
-        "centerpoint-det",
-        "centerpoint-det-vexkd †",
-    ]
     assert [row["Sensors"] for row in rows[:3]] == ["L", "L+C", "L"]
-    assert rows[2]["reported mAP (ours − it)"] == "57.6 (−1.6)"
-    assert len({len(line) for line in found[:6]}) == 1  # aligned
-    assert found[6:] == [
-        "",
-        "nuScenes v1.0-trainval, split val. L: LiDAR, C: camera. "
-        "Δ: percentage points over the same student trained without a teacher.<br>",
-        "Seed 0 or seeds 0, 1; ±: sample standard deviation over the n seeds. "
-        "Cost: training of one seed with all its attempts, without its teacher's.<br>",
-        "Commit aaaaaaaaaa. Trained on 4 × A GPU.<br>",
-        "† fusion-det: made at commit bbbbbbbbbb, aaaaaaaaaa.<br>",
-        "† centerpoint-det-vexkd: made at commit aaaaaaaaaa, with uncommitted changes.<br>",
+    assert rows[2]["reported mAP"] == "57.6 (−1.6)"
+    assert short.split("\n\n")[1].split("<br>\n") == [
+        "nuScenes v1.0-trainval, split val. Δ: percentage points over the same student trained without a teacher.",
+        "Seed 0 or seeds 0, 1; ±: sample standard deviation over the seeds. Commit aaaaaaaaaa. Trained on 4 × A GPU.",
+        "† fusion-det: made at commit bbbbbbbbbb, aaaaaaaaaa.",
+        "† centerpoint-det-vexkd: made at commit aaaaaaaaaa, with uncommitted changes.",
         "§ centerpoint-det-vexkd: unlike its baseline it has no paste, uncommitted changes; "
-        "part of the difference may be that.<br>",
-        "Reported, centerpoint-det: the source.",
+        "part of the difference may be that.",
     ]
+    legend = "L: LiDAR, C: camera.<br>\nCost: training of one seed with all its attempts, without its teacher's."
+    legend += "<br>\nReported: the published value, and in parentheses how far from it this run is, in points."
+    assert f"{legend}<br>\nReported, centerpoint-det: the source.\n\n[All numbers as CSV](small.csv)" in full
+
+
+def test_a_short_table_stays_narrow(params, results):
+    """Columns of little weight go first; the names of runs decide how many fit."""
+    for name in NAMES:
+        write_run(results, name, [(0.5, 0.5)], device="CPU", latency_ms=12.5)
+    result_tables.make("small", read(params, results))
+    head = list(rows_of(table(results, "md"))[0])
+    assert head[-1] == "Latency (ms)"
+    assert "CPU-hours" in rows_of(table(results, "md").split("<details>")[1])[0]
 
 
 def test_csv_has_the_arithmetic(params, results):
-    result_tables.make("small", params=params, results=results)
+    result_tables.make("small", read(params, results))
     frame = pd.read_csv(results / "tables" / "small.csv").set_index("run")
     row = frame.loc["centerpoint-det-vexkd"]
     assert list(frame.index) == NAMES
@@ -156,7 +189,7 @@ def test_csv_has_the_arithmetic(params, results):
 
 
 def test_latex_has_the_same_rows(params, results):
-    result_tables.make("small", params=params, results=results)
+    result_tables.make("small", read(params, results))
     text = table(results, "tex")
     assert (
         r"centerpoint-det-vexkd $^\dagger$ & L+C $\rightarrow$ L & fusion-det & 58.5 $\pm$ 0.7 & +2.5 $\pm$ 0.7" in text
@@ -167,7 +200,7 @@ def test_latex_has_the_same_rows(params, results):
 
 
 def test_synthetic_data_is_said_and_not_compared(raw, results):
-    result_tables.make("small", params=settings.parse(raw), results=results)
+    result_tables.make("small", read(settings.parse(raw), results))
     for suffix in ("md", "tex"):
         assert "Synthetic data (embedded town), not nuScenes" in table(results, suffix)
     assert "reported" not in table(results, "md").lower()
@@ -178,7 +211,7 @@ def test_optional_costs_and_cpu_hours(params, results):
     changes = {"device": "CPU", "devices": 1, "flops": 3.2e9, "latency_ms": 12.5, "training_seconds": 3.6}
     for name in NAMES:
         write_run(results, name, [(0.5, 0.5)], **changes)
-    result_tables.make("small", params=params, results=results)
+    result_tables.make("small", read(params, results))
     text = table(results, "md")
     assert "GFLOPs" in text
     assert " 12.5 " in text
@@ -187,7 +220,7 @@ def test_optional_costs_and_cpu_hours(params, results):
     assert "GPU-hours" not in text
     assert "Trained on A CPU (2 threads)." in text
     assert "†" not in text
-    assert "0.0" in text.splitlines()[5]  # a gain of nothing has no sign
+    assert rows_of(text)[3]["ΔNDS"] == "0.0 §"  # a gain of nothing has no sign
 
 
 def test_costs_take_in_what_snakemake_measured(params, results):
@@ -195,20 +228,19 @@ def test_costs_take_in_what_snakemake_measured(params, results):
     benchmark = {"wall_seconds": 7200.0, "memory_bytes": 3.2e10}
     write_run(results, "fusion-det", [(0.65, 0.70)], benchmark=benchmark, peak_memory_bytes=2.1e10)
     write_run(results, "centerpoint-det", [(0.55, 0.60)], benchmark={"wall_seconds": 60.0})
-    result_tables.make("small", params=params, results=results)
+    result_tables.make("small", read(params, results))
     frame = pd.read_csv(results / "tables" / "small.csv").set_index("run")
     costs = frame.loc["fusion-det", ["gpu_hours", "wall_hours", "memory_gb", "gpu_memory_gb"]]
     assert costs.tolist() == pytest.approx([8.0, 2.0, 32.0, 21.0])
     assert frame.loc["centerpoint-det", ["gpu_hours", "wall_hours"]].tolist() == pytest.approx([6.0, 1.5])
     assert frame.loc["centerpoint-det", ["memory_gb", "gpu_memory_gb"]].isna().all()
-    lines = [[cell.strip() for cell in line.split("|")] for line in table(results, "md").splitlines() if "|" in line]
-    found = {line[1]: dict(zip(lines[0], line, strict=True)) for line in lines}
+    found = {row["Run"]: row for row in rows_of(table(results, "md").split("<details>")[1])}
     assert found["fusion-det"]["Mem. (GB)"] == "32.0"
     assert found["centerpoint-det"]["Mem. (GB)"] == ""
 
 
 def test_provenance_of_each_row(params, results):
-    result_tables.make("small", params=params, results=results)
+    result_tables.make("small", read(params, results))
     record = json.loads(table(results, "provenance.json"))
     row = record["rows"]["centerpoint-det"]
     assert row["seeds"] == ["0", "1"]
@@ -220,10 +252,10 @@ def test_provenance_of_each_row(params, results):
 
 
 def test_settings_hash_follows_the_settings(raw, params, results):
-    result_tables.make("small", params=params, results=results)
+    result_tables.make("small", read(params, results))
     before = json.loads(table(results, "provenance.json"))["settings"]
     raw["train"]["lr"] = 2.0e-4
-    result_tables.make("small", params=settings.parse(raw | {"synthetic": None}), results=results)
+    result_tables.make("small", read(settings.parse(raw | {"synthetic": None}), results))
     assert json.loads(table(results, "provenance.json"))["settings"] != before
     note = "† lidar-pretrain, centerpoint-det: trained with other settings than params.yaml has now."
     assert note in table(results, "md")  # the teacher has a learning rate of its own
@@ -233,13 +265,13 @@ def test_missing_results_name_the_run_and_the_command(params, results):
     file = results / "runs" / "centerpoint-det" / "metrics.json"
     file.unlink()
     with pytest.raises(InputError, match=rf"run centerpoint-det has no results yet.*'snakemake --cores all {file}'"):
-        result_tables.make("small", params=params, results=results)
+        result_tables.make("small", read(params, results))
     assert not (results / "tables").exists()
-    assert result_tables.needed("small", params=params) == NAMES
+    assert [run.name for run in result_tables.needed("small", read(params, results))] == NAMES
 
 
 def test_distillation_figure(params, results):
-    per_run.distillation(params=params, results=results)
+    distillation(read(params, results))
     frame = pd.read_csv(results / "figures" / "distillation.csv", keep_default_na=False)
     assert list(frame.columns[:6]) == ["run", "student", "metric", "class", "baseline", "baseline_std"]
     row = frame[frame.metric == "mAP"].iloc[0]
@@ -253,7 +285,7 @@ def test_distillation_figure_of_many_single_seed_runs_says_synthetic(raw, result
     for i in range(5):
         raw["distilled"][f"variant-{i}"] = dict(raw["distilled"]["centerpoint-det-vexkd"])
         write_run(results, f"variant-{i}", [(0.5 + 0.02 * i, 0.6)])
-    per_run.distillation(params=settings.parse(raw), results=results)
+    distillation(read(settings.parse(raw), results))
     drawn(results / "figures" / "distillation")
     assert "synthetic data (embedded town), not nuScenes" in (results / "figures" / "distillation.svg").read_text()
     assert len(pd.read_csv(results / "figures" / "distillation.csv")) == 6 * 12
@@ -264,11 +296,11 @@ def test_curves_are_averaged_not_sampled(params, results):
     steps = np.arange(1000)
     long = pd.DataFrame({"seed": 0, "step": steps, "loss": np.where(steps % 2, 1.0, 3.0)})
     long.to_csv(results / "runs" / "fusion-det" / "curve.csv", index=False)
-    per_run.curves(params=params, results=results)
+    curves(read(params, results))
     frame = pd.read_csv(results / "figures" / "curves.csv")
     assert set(frame.run) == set(params.runs)
     drawn_curve = frame[frame.run == "fusion-det"]
-    assert len(drawn_curve) == per_run.POINTS
+    assert len(drawn_curve) == POINTS
     assert (drawn_curve.loss == 2.0).all()
     drawn(results / "figures" / "curves")
 
@@ -298,8 +330,8 @@ class TwoKeyframes:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The arguments of `birdseye` for the keyframes above, whose predictions are the ground truth and a faint box."""
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """The keyframes above, whose predictions are the ground truth and a faint box."""
     monkeypatch.setattr("vexkd.data.infos.load", lambda folder: TwoKeyframes())
     generator = np.random.default_rng(0)
     generator.uniform(-50, 50, (5000, 5)).astype("<f4").tofile(tmp_path / "points.bin")
@@ -317,27 +349,29 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ]  # fmt: skip
     for run in ("a-run", "b-run"):
         provenance.write_json(tmp_path / "models" / run / "seed0" / "predictions.json", {"results": found})
-    return {"results": tmp_path, "models": tmp_path / "models", "root": tmp_path, "infos": tmp_path, "seed": 0}
+    experiment = Experiment(tmp_path)
+    experiment.__dict__["params"] = SimpleNamespace(root=".")
+    return experiment
 
 
 def test_birdseye_puts_predictions_on_their_ground_truth(scene):
-    birdseye.birdseye("a-run", **scene)
-    stem = scene["results"] / "figures" / "birdseye-a-run"
+    birdseye("a-run", scene, seed=0)
+    stem = scene.figures / "birdseye-a-run"
     drawn(stem)
     frame = pd.read_csv(f"{stem}.csv")
     assert list(frame.source.value_counts()) == [2, 2]  # the fuller keyframe; the faint box is left out
     numbers = ["x_m", "y_m", "z_m", "l_m", "w_m", "h_m", "yaw_rad"]
     truth, predicted = (frame[frame.source == name].set_index("class") for name in ("ground truth", "a-run"))
     np.testing.assert_allclose(predicted.loc[truth.index, numbers], truth[numbers], atol=2e-3)
-    birdseye.birdseye("a-run", sample="first", threshold=0.0, **scene)
+    birdseye("a-run", scene, seed=0, sample="first", threshold=0.0)
     assert list(pd.read_csv(f"{stem}.csv").source) == ["ground truth", "a-run", "a-run"]
 
 
 def test_birdseye_refuses_what_is_not_there(scene):
     with pytest.raises(InputError, match="sample third is not among the 2 predicted"):
-        birdseye.birdseye("a-run", sample="third", **scene)
+        birdseye("a-run", scene, seed=0, sample="third")
     with pytest.raises(InputError, match=r"c-run/seed0/predictions\.json: there is no such prediction file"):
-        birdseye.birdseye("c-run", **scene)
+        birdseye("c-run", scene, seed=0)
 
 
 def test_readme_markers(tmp_path):

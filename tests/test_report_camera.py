@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import experiment_on
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import view_points
 from PIL import Image
@@ -15,8 +16,8 @@ from PIL import Image
 from vexkd import boxes, geometry
 from vexkd.boxes import CLASSES
 from vexkd.data import infos, infos_build
-from vexkd.report.figures import six_images as camera
-from vexkd.report.figures.birdseye import Boxes
+from vexkd.report.figures import hits_and_misses, six_images
+from vexkd.report.figures.scene import Boxes
 
 
 def test_lines_join_the_corners_that_the_devkit_projects(town):
@@ -33,7 +34,7 @@ def test_lines_join_the_corners_that_the_devkit_projects(town):
         if box.token not in ours or corners[2].min() < 1:
             continue
         expected = view_points(corners, intrinsic, normalize=True)[:2].T  # 8 2
-        found = camera.lines(ours[box.token], keyframe.camera_from_lidar[0], keyframe.intrinsics[0])
+        found = six_images.lines(ours[box.token], keyframe.camera_from_lidar[0], keyframe.intrinsics[0])
         assert found.shape == (14, 2, 2)
         distance = np.linalg.norm(found.reshape(-1, 1, 2) - expected, axis=-1)
         assert distance.min(axis=1).max() < 0.1
@@ -56,7 +57,7 @@ def test_lines_on_the_real_keyframe(keyframe, tmp_path):
             if box.token not in boxes_of or corners[2].min() < 1:
                 continue
             expected = view_points(corners, intrinsic, normalize=True)[:2].T  # 8 2
-            found = camera.lines(boxes_of[box.token], ours.camera_from_lidar[number], ours.intrinsics[number])
+            found = six_images.lines(boxes_of[box.token], ours.camera_from_lidar[number], ours.intrinsics[number])
             distance = np.linalg.norm(found.reshape(-1, 1, 2) - expected, axis=-1)
             assert distance.min(axis=1).max() < 1.0  # pixels
             compared[number] += 1
@@ -69,12 +70,12 @@ def test_lines_are_cut_before_the_camera():
     forward = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # LiDAR x is the optical axis
     intrinsic = np.array([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]])
     around = np.array([0.0, 0, 0, 4, 2, 2, 0, 0, 0])
-    found = camera.lines(around, forward, intrinsic)
+    found = six_images.lines(around, forward, intrinsic)
     # by hand: front face at 2 m, 1 m to each side -> pixels 0 and 100; cut edges end at 1 / 0.3 * 100 from the middle
     assert found.min() == pytest.approx(50 - 100 / 0.3)
     assert len(found) == 4 + 4 + 2  # front face, the edges through the camera's plane, the cross
     behind = np.array([-9.0, 0, 0, 4, 2, 2, 0, 0, 0])
-    assert len(camera.lines(behind, forward, intrinsic)) == 0
+    assert len(six_images.lines(behind, forward, intrinsic)) == 0
 
 
 def test_the_surest_detection_takes_the_box():
@@ -84,7 +85,7 @@ def test_the_surest_detection_takes_the_box():
 
     truth = some((0.0, 0, 1), (5.0, 0, 1), (9.0, 1, 1))
     predicted = some((0.5, 0, 0.3), (1.5, 0, 0.9), (7.1, 0, 0.8), (9.0, 2, 0.7))
-    hit, missed = camera.outcomes(truth, predicted)
+    hit, missed = hits_and_misses.outcomes(truth, predicted)
     assert hit.tolist() == [False, True, False, False]  # taken by the surer; 2.1 m away; another class
     assert missed.tolist() == [False, True, True]
 
@@ -104,9 +105,9 @@ def test_the_figure_marks_what_was_put_in(town, tmp_path):
         path = tmp_path / "models" / run / "seed0" / "predictions.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"results": {keyframe.token: found}}))
-    places = {"root": town / "data", "infos": town / "infos", "models": tmp_path / "models", "results": tmp_path}
-    camera.camera("alone", "taught", seed=0, **places)
-    stem = tmp_path / "figures" / "camera-taught"
+    experiment = experiment_on(tmp_path, town)
+    six_images.camera("alone", "taught", experiment, seed=0)
+    stem = experiment.figures / "camera-taught"
     frame = pd.read_csv(f"{stem}.csv")
     count = frame.groupby(["run", "outcome"]).size()
     assert "missed" not in count["taught"]

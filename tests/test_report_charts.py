@@ -17,7 +17,9 @@ from PIL import Image
 
 from vexkd import settings
 from vexkd.errors import InputError
-from vexkd.report.figures import charts, drawing, inside_distillation
+from vexkd.experiment import Experiment
+from vexkd.report.figures import charts, draw, drawing, inside_distillation
+from vexkd.report.results import Results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -47,15 +49,20 @@ def write(results: Path, run: str, name: str, values: Any) -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
     for number, run in enumerate(("student", "teacher", "taught-1", "taught-2", "taught-3")):
         scores = {"mAP": 0.50 + 0.01 * number, "NDS": 0.60 + 0.01 * number}
         spread = {"mAP": 0.005, "NDS": None} if number % 2 else {"mAP": None, "NDS": None}
-        write(tmp_path, run, "metrics.json", scores | {"n": 1, "spread": spread})
+        write(folder, run, "metrics.json", scores | {"n": 1, "spread": spread})
         latency = {"median_ms": 40.0 + 30 * (run == "teacher"), "device": "A GPU", "weights": run}
-        write(tmp_path, run, "latency.json", latency)
+        write(folder, run, "latency.json", latency)
         weights = {"weights": {"0": {"weights.safetensors": run}}}
-        write(tmp_path, run, "provenance.json", {"seeds": {"0": {"device": "A GPU"}}, "evaluation": weights})
-    return tmp_path
+        write(folder, run, "provenance.json", {"seeds": {"0": {"device": "A GPU"}}, "evaluation": weights})
+    return folder
+
+
+def read(params: settings.Params, results: Path) -> Results:
+    return Results(Experiment(results.parent), params)
 
 
 def falling(steps: int, fall: int, start: float, end: float) -> pd.DataFrame:
@@ -84,7 +91,7 @@ def test_a_curve_settles_where_its_last_fall_ends():
 def test_blocks(params, results):
     for count in (1, 2, 3):
         write(results, f"taught-{count}", "curve.csv", falling(300, 250 - 50 * count, 1.0, 0.0).to_csv(index=False))
-    charts.make("blocks", params=params, results=results)
+    draw("blocks", read(params, results))
     frame = drawn(results / "figures" / "blocks")
     part = frame[frame["score"] == "mAP"]
     assert part["blocks"].tolist() == [1, 2, 3]
@@ -94,13 +101,13 @@ def test_blocks(params, results):
 
 def test_missing_sensor(params, results):
     write(results, "teacher", "metrics-without-lidar.json", {"mAP": 0.2, "NDS": 0.3, "n": 1, "spread": {}})
-    charts.make("missing-sensor", params=params, results=results)
+    draw("missing-sensor", read(params, results))
     frame = drawn(results / "figures" / "missing-sensor")
     assert frame["sensors"].tolist() == ["all sensors"] * 2 + ["without lidar"] * 2
     assert frame[frame["score"] == "mAP"]["percent"].tolist() == pytest.approx([51.0, 20.0])
     (results / "runs" / "teacher" / "metrics-without-lidar.json").unlink()
     with pytest.raises(InputError, match=r"metrics-without-lidar\.json: run teacher was not scored without a sensor"):
-        charts.make("missing-sensor", params=params, results=results)
+        draw("missing-sensor", read(params, results))
 
 
 def test_names_of_close_marks_hide_nothing():
@@ -131,15 +138,15 @@ def test_notes_stand_above_the_panels(tmp_path, height):
 
 
 def test_latency(params, results):
-    charts.make("latency", params=params, results=results)
+    draw("latency", read(params, results))
     frame = drawn(results / "figures" / "latency")
     assert frame[frame["score"] == "NDS"]["latency_ms"].tolist() == [40.0, 40.0, 70.0]
     write(results, "student", "latency.json", {"median_ms": 1.0, "device": "A GPU", "weights": "of another training"})
     with pytest.raises(InputError, match="was not measured with the weights that were scored"):
-        charts.make("latency", params=params, results=results)
+        draw("latency", read(params, results))
     (results / "runs" / "student" / "latency.json").unlink()
     with pytest.raises(InputError, match="run student has no measured latency; make it with 'vexkd latency student'"):
-        charts.make("latency", params=params, results=results)
+        draw("latency", read(params, results))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +159,7 @@ def test_a_mask_that_hardly_varies_looks_even(least, most, limits):
 
 
 def test_a_figure_without_rows_is_refused(params, results):
-    with pytest.raises(InputError, match=r"figures\.blocks: there is no row to draw"):
-        charts.make("blocks", params=params.model_copy(update={"figures": {}}), results=results)
-    with pytest.raises(InputError, match="there is no chart named 'bars'; known are blocks"):
-        charts.make("bars", params=params, results=results)
+    with pytest.raises(InputError, match=r"there is no figure blocks"):
+        draw("blocks", read(params.model_copy(update={"figures": {}}), results))
+    with pytest.raises(InputError, match="there is no figure bars; there are curves"):
+        draw("bars", read(params, results))

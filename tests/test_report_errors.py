@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tiny_settings
+from conftest import experiment_on, tiny_settings
 from PIL import Image
 
 from vexkd import boxes, geometry, settings
@@ -39,9 +39,9 @@ def test_counts_by_class_and_marks(town, tmp_path):
         path = tmp_path / "models" / run / "seed0" / "predictions.json"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"results": {keyframe.token: rows_of_run}}))
-    places = {"root": town / "data", "infos": town / "infos", "models": tmp_path / "models", "results": tmp_path}
-    errors("alone", "taught", seed=0, **places)
-    stem = tmp_path / "figures" / "errors-taught"
+    experiment = experiment_on(tmp_path, town)
+    errors("alone", "taught", experiment, seed=0)
+    stem = experiment.figures / "errors-taught"
     frame = pd.read_csv(f"{stem}.csv").set_index(["run", "class"])
     every, half = np.bincount(labels, minlength=10), np.bincount(labels[::2], minlength=10)
     assert frame.loc["taught", "hit"].tolist() == every.tolist()

@@ -7,7 +7,10 @@ import pytest
 from conftest import tiny_settings
 
 from vexkd.content import Digests
+from vexkd.experiment import Experiment
 from vexkd.report import outputs, page, records, sources
+from vexkd.report.page import pictures
+from vexkd.report.results import Results
 from vexkd.settings import Params, Reported, parse
 
 
@@ -28,11 +31,11 @@ def write(name: str, text: str) -> None:
 
 
 def make_table(params: Params) -> Path:
-    stem, places = Path("results/tables/main"), sources.Places()
+    stem = Path("results/tables/main")
     for end in records.TABLE_FILES:
         write(f"{stem}.{end}", f"a table as {end}\n")
     names, asked = sources.of_table("main", params), sources.table_settings("main", params)
-    found = records.of_files(stem, records.TABLE_FILES, names, asked, places)
+    found = records.of_files(stem, records.TABLE_FILES, names, asked, Path())
     write(f"{stem}.provenance.json", json.dumps(found))
     return stem
 
@@ -40,7 +43,7 @@ def make_table(params: Params) -> Path:
 def make_page(params: Params) -> Path:
     path = Path("results/report.html")
     names, asked = sources.of_page(params), sources.page_settings(params)
-    write(str(path), records.signed("<p>all of it</p>\n", names, asked, sources.Places()))
+    write(str(path), records.signed("<p>all of it</p>\n", names, asked, Path()))
     return path
 
 
@@ -112,7 +115,7 @@ def test_a_figure_of_other_predictions_is_named(settings):
     for end in records.FIGURE_FILES:
         write(f"{stem}.{end}", end)
     for sample in (3, None):  # one of a sample that was asked for by hand is another figure
-        records.of_sample("birdseye", "centerpoint-det", places=sources.Places(), seed=0, sample=sample)
+        records.write_figure("birdseye-centerpoint-det", settings, Experiment(), sample=sample)
         assert len(outputs.problems(settings)) == (sample is not None)
     write(name, "other boxes")
     assert f"{stem}.png was not made from the present {name}" in outputs.problems(settings)[0]
@@ -121,6 +124,5 @@ def test_a_figure_of_other_predictions_is_named(settings):
 def test_the_page_shows_nothing_left_over(settings):
     for name in ("birdseye-gone", "blocks", "masks-centerpoint-det"):
         write(f"results/figures/{name}.png", "a picture")
-    text = page.document(settings.model_copy(update={"tables": {}}), Path("nowhere"))
-    assert page._pictures(settings, Path("results"))[0] == {}
-    assert "gone" not in text
+    assert pictures.of_page(Results(Experiment(), settings))[0] == []
+    assert "gone" not in page.document(Results(Experiment(Path("nowhere")), settings))

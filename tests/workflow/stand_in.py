@@ -231,7 +231,7 @@ def table(names: list[str], options: dict) -> None:
     for end in records.TABLE_FILES:
         write(f"{stem}.{end}", *zip(rows, scores, strict=True))
     made_from, asked = sources.of_table(names[0], params), sources.table_settings(names[0], params)
-    record = records.of_files(stem, records.TABLE_FILES, made_from, asked, sources.Places())
+    record = records.of_files(stem, records.TABLE_FILES, made_from, asked, EXPERIMENT.folder)
     provenance.write_json(f"{stem}.provenance.json", {"table": names[0], **record})
 
 
@@ -239,21 +239,13 @@ def figure(names: list[str], options: dict) -> None:
     params, name = EXPERIMENT.params, names[0]
     for end in records.FIGURE_FILES:
         write(EXPERIMENT.figures / f"{name}.{end}", names)
-    kind, rows = sources.figures(params)[name].kind, sources.figures(params)[name].rows
-    if kind == name:
-        records.of_chart(name, params, EXPERIMENT.results)
-        return
-    run = params.run(rows[0])
-    student = run.student if kind in ("camera", "errors") else None
-    segments = kind == "masks" and run.task == "segmentation"
-    places, seed = sources.Places(), params.seeds[0]
-    records.of_sample(kind, run.name, places=places, seed=seed, student=student, maps=segments)
+    records.write_figure(name, params, EXPERIMENT)
 
 
 def page(names: list[str], options: dict) -> None:
     params = EXPERIMENT.params
     text = "".join(f"{file}\n" for file in sorted(EXPERIMENT.tables.glob("*.md")))
-    signed = records.signed(text, sources.of_page(params), sources.page_settings(params), sources.Places())
+    signed = records.signed(text, sources.of_page(params), sources.page_settings(params), EXPERIMENT.folder)
     EXPERIMENT.page.write_text(signed, encoding="utf-8")
 
 

@@ -43,7 +43,7 @@ def forecast(
     """Measure a few steps of each distinct model and print hours, memory, disk and time limits of runs and tables."""
     from vexkd import provenance
     from vexkd.measure import cost
-    from vexkd.report import result_tables
+    from vexkd.report import table_markup
 
     settings = experiment.params
     chosen = names or list(settings.tables)
@@ -71,7 +71,7 @@ def forecast(
         budget=budget,
     )
     for head, rows in (cost.run_cells(result), cost.table_cells(result)):
-        print(result_tables.markdown(result_tables.Cells(head, rows, notes=[])).strip(), end="\n\n")
+        print(table_markup.markdown(head, rows), end="\n\n")
     print("\n".join(f"- {note}" for note in cost.notes(result)))
     if json:
         provenance.write_json(json, result.values())

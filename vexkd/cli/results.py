@@ -18,8 +18,9 @@ PANEL = "Results"
 def table(name: Annotated[str, typer.Argument(help="a table of params.yaml")], experiment: Here = HERE) -> None:
     """Write results/tables/NAME.{csv,md,tex} and its provenance from the runs' metrics."""
     from vexkd.report import result_tables
+    from vexkd.report.results import Results
 
-    result_tables.make(name, params=experiment.params, results=experiment.results)
+    result_tables.make(name, Results(experiment))
 
 
 @verb(PANEL, example="vexkd figure birdseye-centerpoint-det -C demo")
@@ -32,20 +33,22 @@ def figure(
     experiment: Here = HERE,
 ) -> None:
     """Draw one figure into results/figures: a chart of several runs, or a picture of one keyframe."""
-    from vexkd.report import draw, sources
+    from vexkd.report import figures, sources
+    from vexkd.report.results import Results
 
     if name is None:
         print("\n".join(sources.figures(experiment.params)))
     else:
-        draw.draw(name, experiment, seed=seed, sample=sample)
+        figures.draw(name, Results(experiment), seed=seed, sample=sample)
 
 
 @verb(PANEL, example="vexkd page -C demo")
 def page(experiment: Here = HERE) -> None:
     """Write results/report.html: every table, figure and run in one file to open in a browser."""
     from vexkd.report import page as module
+    from vexkd.report.results import Results
 
-    print(module.make(params=experiment.params, results=experiment.results))
+    print(module.make(Results(experiment)))
 
 
 @verb(PANEL, example="vexkd readme --check")

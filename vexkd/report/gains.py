@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vexkd.report import row_provenance, runs
-from vexkd.settings import Params, unequal
+from vexkd.report import row_provenance
+from vexkd.settings import unequal
+
+if TYPE_CHECKING:
+    from vexkd.report.results import FinishedRun
 
 LEVEL = 0.95
 FEW_SCENES = 20  # with fewer the interval is shown, but the table says that it is not to be trusted
@@ -34,16 +36,16 @@ class Gain:
     scenes: int
 
 
-def gain(run: str, student: str, score: str, results: Path) -> Gain | None:
-    """Over the student without a teacher; None where the runs have no such score."""
-    own, alone = runs.metrics(run, results), runs.metrics(student, results)
-    if own.get(score) is None or alone.get(score) is None:
+def gain(run: FinishedRun, score: str) -> Gain | None:
+    """Of a distilled run over its student without a teacher; None for other runs, and where there is no such score."""
+    student = run.student if run.settings.kind == "distilled" else None
+    if student is None or run.metrics.get(score) is None or student.metrics.get(score) is None:
         return None
-    common = [seed for seed in own["seeds"] if seed in alone["seeds"]]
-    paired = [own["seeds"][seed][score] - alone["seeds"][seed][score] for seed in common]
+    taught, alone = run.metrics["seeds"], student.metrics["seeds"]
+    paired = [taught[seed][score] - alone[seed][score] for seed in taught if seed in alone]
     deviation = statistics.stdev(paired) if len(paired) > 1 else None
-    drawn = _differences(runs.resamples(run, results), runs.resamples(student, results), score)
-    mean = own[score] - alone[score]
+    mean = run.metrics[score] - student.metrics[score]
+    drawn = _differences(run.resamples, student.resamples, score)
     if drawn is None:
         return Gain(mean, deviation, None, None, 0)
     differences, scenes = drawn
@@ -51,40 +53,42 @@ def gain(run: str, student: str, score: str, results: Path) -> Gain | None:
     return Gain(mean, deviation, low, high, scenes)
 
 
-def unlike(run: str, params: Params, results: Path) -> list[str]:
+def unlike(run: FinishedRun) -> list[str]:
     """What a distilled run has unlike its student, besides the teaching, in words that follow "it has"; none for others.
 
     Compared are the settings, and of the records the data, the versions, the commit and the seeds.
     """
-    row = params.run(run)
-    if row.kind != "distilled" or row.student is None:
+    student = run.student
+    if run.settings.kind != "distilled" or student is None:
         return []
-    student = params.run(row.student)
-    found = [_in_words(*setting) for setting in unequal(row.besides_teaching(), student.besides_teaching())]
-    own, alone = runs.origin(run, results), runs.origin(row.student, results)
-    if row_provenance.data(own) != row_provenance.data(alone):
-        found.append("other data")
-    mine, theirs = row_provenance.environment(own), row_provenance.environment(alone)
-    if mine != theirs:
-        found.append(f"other versions ({row_provenance.news(mine, theirs)}, not {row_provenance.news(theirs, mine)})")
-    if row_provenance.code(own) != row_provenance.code(alone):
-        found.append("another commit" if row_provenance.commits(own) != row_provenance.commits(alone) else "other code")
-    if row_provenance.dirty(own) != row_provenance.dirty(alone):
-        found.append("uncommitted changes" if row_provenance.dirty(own) else "no uncommitted changes")
-    seeds = [", ".join(origin["seeds"]) for origin in (own, alone)]
-    if seeds[0] != seeds[1]:
-        found.append(f"seeds {seeds[0]} (not {seeds[1]})")
-    return found
+    settings = unequal(run.settings.besides_teaching(), student.settings.besides_teaching())
+    differences = [_in_words(*setting) for setting in settings]
+    taught, alone = run.provenance, student.provenance
+    if row_provenance.data(taught) != row_provenance.data(alone):
+        differences.append("other data")
+    versions, versions_alone = row_provenance.environment(taught), row_provenance.environment(alone)
+    if versions != versions_alone:
+        new, old = (row_provenance.only_in(*p) for p in ((versions, versions_alone), (versions_alone, versions)))
+        differences.append(f"other versions ({new}, not {old})")
+    if row_provenance.code(taught) != row_provenance.code(alone):
+        same_commit = row_provenance.commits(taught) == row_provenance.commits(alone)
+        differences.append("other code" if same_commit else "another commit")
+    if row_provenance.dirty(taught) != row_provenance.dirty(alone):
+        differences.append("uncommitted changes" if row_provenance.dirty(taught) else "no uncommitted changes")
+    seeds, seeds_alone = (", ".join(record["seeds"]) for record in (taught, alone))
+    if seeds != seeds_alone:
+        differences.append(f"seeds {seeds} (not {seeds_alone})")
+    return differences
 
 
-def _in_words(name: str, mine: Any, theirs: Any) -> str:
+def _in_words(name: str, value: Any, student_value: Any) -> str:
     """A setting that two runs do not share; of a block only its name."""
-    if mine is None:
+    if value is None:
         return f"no {name}"
-    if isinstance(mine, dict):
+    if isinstance(value, dict):
         return name
-    other = "" if theirs is None else f" (not {'a block' if isinstance(theirs, dict) else _plain(theirs)})"
-    return f"{name} {_plain(mine)}{other}"
+    other = "a block" if isinstance(student_value, dict) else _plain(student_value)
+    return f"{name} {_plain(value)}" + ("" if student_value is None else f" (not {other})")
 
 
 def _plain(value: Any) -> str:
@@ -101,14 +105,14 @@ def interval(differences: np.ndarray, level: float = LEVEL) -> tuple[float, floa
     return float(low), float(high)
 
 
-def _differences(own: dict[str, Any] | None, alone: dict[str, Any] | None, score: str) -> tuple[np.ndarray, int] | None:
+def _differences(
+    taught: dict[str, Any] | None, alone: dict[str, Any] | None, score: str
+) -> tuple[np.ndarray, int] | None:
     """Differences draw by draw (K, R), and the number of scenes; None unless both have the same draws and a seed."""
-    if own is None or alone is None:
+    if taught is None or alone is None:
         return None
-    if any(own[key] != alone[key] for key in ("scenes", "draws", "generator_seed")):
+    if any(taught[key] != alone[key] for key in ("scenes", "draws", "generator_seed")):
         return None
-    common = [seed for seed in own["seeds"] if score in alone["seeds"].get(seed, {}) and score in own["seeds"][seed]]
-    if not common:
-        return None
-    lines = [np.subtract(own["seeds"][seed][score], alone["seeds"][seed][score]) for seed in common]
-    return np.stack(lines), len(own["scenes"])
+    pairs = [(scores, alone["seeds"].get(seed, {})) for seed, scores in taught["seeds"].items()]
+    lines = [np.subtract(one[score], other[score]) for one, other in pairs if score in one and score in other]
+    return (np.stack(lines), len(taught["scenes"])) if lines else None

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from vexkd import provenance
 from vexkd.errors import InputError
+from vexkd.report import table_markup
 
 BEGIN, END = "<!-- models:begin -->", "<!-- models:end -->"
 _WHOLE = "whole"
@@ -200,15 +201,5 @@ def _part(summary: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def _markdown(head: list[str], rows: list[list[str]], note: str) -> str:
-    """GitHub's Markdown with aligned columns, numbers to the right, and a note below."""
-    columns = list(zip(head, *rows, strict=True))
-    widths = [max(3, *map(len, column)) for column in columns]
-    left = [any(cell and not re.fullmatch(r"[\d.,+-]+( [MG%])?", cell) for cell in column[1:]) for column in columns]
-    lines = []
-    for row in [head, *rows]:
-        cells = (text.ljust(w) if words else text.rjust(w) for text, w, words in zip(row, widths, left, strict=True))
-        lines.append(f"| {' | '.join(cells)} |")
-    rule = "|".join(
-        f":{'-' * (w + 1)}" if words else f"{'-' * (w + 1)}:" for w, words in zip(widths, left, strict=True)
-    )
-    return "\n".join([lines[0], f"|{rule}|", *lines[1:], "", note])
+    """A table with a note below."""
+    return f"{table_markup.markdown(head, rows)}\n\n{note}"

@@ -10,7 +10,8 @@ from vexkd import content, products
 from vexkd.content import Digests, Product
 from vexkd.experiment import HERE
 from vexkd.report import records, sources
-from vexkd.settings import PICTURES, Params
+from vexkd.report.results import is_of_model
+from vexkd.settings import Params
 
 TABLES, FIGURES, PAGE = HERE.tables, HERE.figures, HERE.page
 
@@ -21,44 +22,43 @@ def of_report(params: Params, digests: Digests) -> Iterator[Product]:
         yield _summary(params, run.name)
     for name in params.tables:
         if params.table(name):
-            names, asked = sources.of_table(name, params), sources.table_settings(name, params)
-            yield _files(TABLES / name, records.TABLE_FILES, names, asked, digests, f"table-{name}")
+            names, settings = sources.of_table(name, params), sources.table_settings(name, params)
+            yield _files(TABLES / name, records.TABLE_FILES, names, settings, digests, f"table-{name}")
     for name, figure in sources.figures(params).items():
-        names = sources.of_figure(name, params)
-        scene = figure.kind in {"birdseye", "maps", *PICTURES}
-        asked = sources.picture_settings(figure.kind) if scene else sources.figure_settings(figure.kind, params)
-        shared = f"figure-{name}" if name in params.figures and not scene else None
-        yield _files(FIGURES / name, records.FIGURE_FILES, names, asked, digests, shared)
+        names, settings = sources.of_figure(name, params), sources.figure_settings(name, params)
+        shared = f"figure-{name}" if name in params.figures and not figure.is_picture else None
+        yield _files(FIGURES / name, records.FIGURE_FILES, names, settings, digests, shared)
     names = sources.of_page(params)
     judge = partial(records.page_problem, PAGE, names, sources.page_settings(params), digests)
     tables = [TABLES / f"{name}.md" for name in params.tables]
-    settings = [file for run in params.runs for file in (HERE.run(run).config, HERE.run(run).inference)]
-    yield Product(str(PAGE), (PAGE,), (*map(Path, names), *tables, *settings), judge)
+    runs = [HERE.run(run) for run in params.runs]
+    files = [file for run in runs for file in (run.config, run.inference)]
+    yield Product(str(PAGE), (PAGE,), (*map(Path, names), *tables, *files), judge)
 
 
 def problems(params: Params) -> list[str]:
     """One sentence for each table, figure and page that is there and is not what would be made now, or does not say so."""
-    found, digests = [], Digests(content.MEMORY)
+    sentences, digests = [], Digests(content.MEMORY)
     for product in of_report(params, digests):
-        there = [path for path in product.outputs if path.is_file()]
-        if not there or product.name.endswith("summary.json"):
+        present = [path for path in product.outputs if path.is_file()]
+        if not present or product.name.endswith("summary.json"):
             continue
         verdict = product.judge()
         if verdict is None:
             verdict = (
-                f"{there[0]} does not say what it was made from; remove it and run snakemake, which makes it again."
+                f"{present[0]} does not say what it was made from; remove it and run snakemake, which makes it again."
             )
-        found += [verdict] if verdict else []
+        sentences += [verdict] if verdict else []
     digests.save()
-    return found
+    return sentences
 
 
 def _files(
-    stem: Path, endings: tuple[str, ...], names: list[str], asked: str, digests: Digests, shared: str | None
+    stem: Path, endings: tuple[str, ...], names: list[str], settings: str, digests: Digests, shared: str | None
 ) -> Product:
     """The files under one name with their record. shared: the file of settings that the rule depends on."""
     outputs = tuple(stem.with_name(f"{stem.name}.{ending}") for ending in (*endings, "provenance.json"))
-    judge = partial(records.problem, stem, endings, names, asked, digests)
+    judge = partial(records.problem, stem, endings, names, settings, digests)
     inputs = [path for name in names for path in _each(name)]
     return Product(str(stem), outputs, (*inputs, *([HERE.shared_settings(shared)] if shared else [])), judge)
 
@@ -75,6 +75,4 @@ def _summary(params: Params, run: str) -> Product:
 
 
 def _judge_summary(params: Params, run: str, file: Path) -> str:
-    from vexkd.report import runs
-
-    return "" if runs.is_of_model(run, params, file) else f"{file} is not of the model that {run} has now."
+    return "" if is_of_model(run, params, file) else f"{file} is not of the model that {run} has now."

@@ -13,8 +13,8 @@ from typing import Any
 
 from vexkd import provenance
 from vexkd.content import Digests
+from vexkd.experiment import Experiment
 from vexkd.report import sources
-from vexkd.report.sources import Places
 from vexkd.settings import Params
 
 TABLE_FILES = ("csv", "md", "tex")
@@ -22,60 +22,47 @@ FIGURE_FILES = ("png", "svg", "csv")
 _MARK = "<!-- vexkd-record "
 
 
-def of_files(stem: Path, endings: Iterable[str], names: Iterable[str], asked: str, places: Places) -> dict[str, Any]:
-    """The record of files that stand under one name. names: what they were made from (`vexkd.report.sources`)."""
+def of_files(stem: Path, endings: Iterable[str], names: Iterable[str], settings: str, folder: Path) -> dict[str, Any]:
+    """The record of files that stand under one name. names: what they were made from
+    (`vexkd.report.sources`), in an experiment's folder. settings: a hash of what they show of these."""
     files = [stem.with_name(f"{stem.name}.{ending}") for ending in endings]
     return {
-        "asked": asked,
-        "made_from": hashes(names, places),
+        "asked": settings,
+        "made_from": hashes(names, folder),
         "files": {path.name: provenance.file_digest(path) for path in files},
     }
 
 
-def hashes(names: Iterable[str], places: Places) -> dict[str, str]:
+def hashes(names: Iterable[str], folder: Path) -> dict[str, str]:
     """The hash of each of these files, as far as they are there."""
     digests = Digests()
-    return {name: digests.of(places.path(name)) for name in names if places.path(name).exists()}
+    return {name: digests.of(folder / name) for name in names if (folder / name).exists()}
 
 
-def write_figure(stem: Path, names: Iterable[str], asked: str, places: Places) -> None:
-    """Write `<stem>.provenance.json` beside a finished figure."""
-    found = of_files(stem, FIGURE_FILES, names, asked, places)
-    provenance.write_json(stem.with_name(f"{stem.name}.provenance.json"), {"figure": stem.name, **found})
-
-
-def of_chart(kind: str, params: Params, results: Path) -> None:
-    """Write the record of a figure of several runs, which has the name of its kind."""
-    names, asked = sources.of_chart(kind, params), sources.figure_settings(kind, params)
-    write_figure(results / "figures" / kind, names, asked, Places(results))
-
-
-def of_sample(
-    kind: str,
-    run: str,
-    *,
-    places: Places,
-    seed: int,
-    student: str | None = None,
-    maps: bool = False,
-    sample: int | str | None = None,
+def write_figure(
+    name: str, params: Params, experiment: Experiment, *, seed: int | None = None, sample: int | str | None = None
 ) -> None:
-    """Write the record of a figure of one sample; see `sources.of_sample`."""
-    names = sources.of_sample(kind, run, student=student, seed=seed, maps=maps)
-    asked = sources.picture_settings(kind, sample=sample)
-    write_figure(Path(places.results) / "figures" / f"{kind}-{run}", names, asked, places)
+    """Write `results/figures/<name>.provenance.json` beside a finished figure.
+
+    seed, sample: of a picture, whose weights it shows, and the sample that was asked for.
+    """
+    stem = experiment.figures / name
+    names = sources.of_figure(name, params, seed=seed)
+    settings = sources.figure_settings(name, params, sample=sample)
+    record = of_files(stem, FIGURE_FILES, names, settings, experiment.folder)
+    provenance.write_json(stem.with_name(f"{name}.provenance.json"), {"figure": name, **record})
 
 
-def signed(document: str, names: Iterable[str], asked: str, places: Places) -> str:
+def signed(document: str, names: Iterable[str], settings: str, folder: Path) -> str:
     """A page with its record as the last line."""
-    found = {"asked": asked, "made_from": hashes(names, places), "page": provenance.digest(document)}
-    return f"{document}{_MARK}{json.dumps(found)} -->\n"
+    record = {"asked": settings, "made_from": hashes(names, folder), "page": provenance.digest(document)}
+    return f"{document}{_MARK}{json.dumps(record)} -->\n"
 
 
 # ---- held against what is there
 
 
-def problem(stem: Path, endings: Iterable[str], names: Iterable[str], asked: str, digests: Digests) -> str | None:
+def problem(stem: Path, endings: Iterable[str], names: Iterable[str], settings: str, digests: Digests) -> str | None:
     """Why files under one name are not what would be made now, in a sentence; "" if they are, None without a record."""
     beside = stem.with_name(f"{stem.name}.provenance.json")
     if not beside.is_file():
@@ -92,10 +79,10 @@ def problem(stem: Path, endings: Iterable[str], names: Iterable[str], asked: str
     for path in files.values():
         if path.is_file() and (record.get("files") or {}).get(path.name) != digests.file(path):
             return f"{path} is not the one that was made with {beside.name} beside it; run snakemake, which makes it again."
-    return _outdated(next(iter(files.values())), record, names, asked, digests)
+    return _outdated(next(iter(files.values())), record, names, settings, digests)
 
 
-def page_problem(path: Path, names: Iterable[str], asked: str, digests: Digests) -> str | None:
+def page_problem(path: Path, names: Iterable[str], settings: str, digests: Digests) -> str | None:
     """As `problem`, of the page."""
     document, mark, rest = path.read_bytes().decode(errors="replace").rpartition(_MARK)
     if not mark:
@@ -107,13 +94,13 @@ def page_problem(path: Path, names: Iterable[str], asked: str, digests: Digests)
         whole = False
     if not whole:
         return f"{path} was changed after it was made; run snakemake, which makes it again."
-    return _outdated(path, record, names, asked, digests)
+    return _outdated(path, record, names, settings, digests)
 
 
-def _outdated(shown: Path, record: dict[str, Any], names: Iterable[str], asked: str, digests: Digests) -> str:
+def _outdated(shown: Path, record: dict[str, Any], names: Iterable[str], settings: str, digests: Digests) -> str:
     """In what a record differs from what stands there and is asked for, in a sentence; "" if in nothing."""
     made = record.get("made_from") or {}
-    known = {name: Places().path(name) for name in names}
+    known = {name: Path(name) for name in names}
     for name in dict.fromkeys([*known, *made]):
         path = known.get(name)
         if path is None or (not path.exists() and name in made and name.startswith("results/")):
@@ -122,6 +109,6 @@ def _outdated(shown: Path, record: dict[str, Any], names: Iterable[str], asked: 
             )
         if path.exists() and made.get(name) != digests.of(path):
             return f"{shown} was not made from the present {name}; run snakemake, which makes it again."
-    if record.get("asked") != asked:
+    if record.get("asked") != settings:
         return f"{shown} was made with other settings than those of now; run snakemake, which makes it again."
     return ""

@@ -1,7 +1,7 @@
 """Which files each table, each figure and the page are made from, and which settings they show besides these files.
 
 The rules declare what stands here as their inputs, the records hold its hashes (`vexkd.report.records`). Names of files are
-those in an experiment's folder: `results/...`, `models/...`, `artifacts/infos`; `Places` finds them elsewhere.
+paths in an experiment's folder: `results/...`, `models/...`, `artifacts/infos`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vexkd import provenance, seal
-from vexkd.report import runs
+from vexkd.experiment import HERE, SENSORS
+from vexkd.report import results
 from vexkd.settings import PICTURES, Params, Run
 
-# What a table, and with it the page, also shows of a run where it has been measured.
-MEASURED = ("summary.json", "latency.json")
-INFOS, MAPS = "artifacts/infos", "artifacts/maps"
-SENSORS = ("lidar", "camera")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where results, models and prepared data stand, by default in the experiment's folder, the working directory."""
-
-    results: Path = Path("results")
-    models: Path = Path("models")
-    infos: Path = Path(INFOS)
-    maps: Path = Path(MAPS)
-
-    def path(self, name: str) -> Path:
-        """The file or folder of a name."""
-        roots = {INFOS: self.infos, MAPS: self.maps}
-        if name in roots:
-            return Path(roots[name])
-        top, _, rest = name.partition("/")
-        return Path({"results": self.results, "models": self.models}[top]) / rest
+INFOS, MAPS = str(HERE.infos), str(HERE.maps)
 
 
 @dataclass(frozen=True)
@@ -45,6 +25,11 @@ class Figure:
 
     kind: str
     rows: tuple[str, ...]
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it shows one sample by one run."""
+        return self.kind in {"birdseye", "maps", *PICTURES}
 
 
 def figures(params: Params) -> dict[str, Figure]:
@@ -77,71 +62,65 @@ def with_students(params: Params, names: Iterable[str]) -> list[str]:
 # ---- files
 
 
-def of_table(name: str, params: Params, places: Places = Places()) -> list[str]:
+def of_table(name: str, params: Params, folder: Path = Path()) -> list[str]:
     """A table reads the scores and records of its rows and of their students, and what was measured of its rows."""
     rows = params.table(name)
-    needed = [
-        f"results/runs/{run}/{file}"
-        for run in with_students(params, rows)
-        for file in ("metrics.json", "provenance.json", "resamples.json")
-    ]
-    return needed + measured(rows, params, places)
+    runs = [HERE.run(run) for run in with_students(params, rows)]
+    needed = [str(path) for run in runs for path in (run.metrics, run.provenance, run.resamples)]
+    return needed + measured(rows, params, folder)
 
 
-def measured(rows: Iterable[str], params: Params, places: Places = Places()) -> list[str]:
+def measured(rows: Iterable[str], params: Params, folder: Path = Path()) -> list[str]:
     """What is shown of these runs where it is there, or will be since a figure asks for it."""
-    names = [f"results/runs/{run}/{file}" for run in dict.fromkeys(rows) for file in MEASURED]
-    drawn = [f"results/runs/{run}/latency.json" for run in params.figures.get("latency", [])]
-    return [name for name in names if name in drawn or places.path(name).is_file()]
+    drawn = {HERE.run(run).latency for run in params.figures.get("latency", [])}
+    paths = [path for run in dict.fromkeys(rows) for path in (HERE.run(run).summary, HERE.run(run).latency)]
+    return [str(path) for path in paths if path in drawn or (folder / path).is_file()]
 
 
-def of_figure(name: str, params: Params) -> list[str]:
-    """What a figure of `figures` reads."""
-    figure, seed = figures(params)[name], params.seeds[0]
-    if len(figure.rows) == 1 and figure.kind in {"birdseye", "maps", *PICTURES}:
-        return of_picture(figure.kind, params.run(figure.rows[0]), seed)
+def of_figure(name: str, params: Params, *, seed: int | None = None) -> list[str]:
+    """What a figure of `figures` reads. seed: of the weights that a picture shows, by default the first."""
+    figure = figures(params)[name]
+    if figure.is_picture:
+        return of_picture(figure.kind, params.run(figure.rows[0]), params.seeds[0] if seed is None else seed)
     return of_chart(figure.kind, params)
 
 
 def of_chart(kind: str, params: Params) -> list[str]:
     """What a figure of several runs reads."""
-    rows, files = figures(params).get(kind, Figure(kind, ())).rows, ["metrics.json"]
-    if kind == "curves":
-        files = ["curve.csv"]
-    elif kind == "distillation":
-        rows, files = tuple(with_students(params, rows)), ["metrics.json", "provenance.json"]
-    elif kind == "blocks":
-        files += ["curve.csv"]
-    elif kind == "latency":
-        files += ["latency.json", "provenance.json"]
-    elif kind == "missing-sensor":
-        files += [f"metrics-without-{sensor}.json" for sensor in SENSORS]
-    return [f"results/runs/{run}/{file}" for run in rows for file in files]
+    rows = figures(params).get(kind, Figure(kind, ())).rows
+    runs = [HERE.run(run) for run in (with_students(params, rows) if kind == "distillation" else rows)]
+    files: list[Path] = []
+    for run in runs:
+        files += [run.curve] if kind == "curves" else [run.metrics]
+        if kind == "distillation":
+            files += [run.provenance]
+        elif kind == "blocks":
+            files += [run.curve]
+        elif kind == "latency":
+            files += [run.latency, run.provenance]
+        elif kind == "missing-sensor":
+            files += [run.metrics_without(sensor) for sensor in SENSORS]
+    return [str(path) for path in files]
 
 
 def of_picture(kind: str, run: Run, seed: int) -> list[str]:
     """What a figure of one sample reads, apart from the raw data that the infos name."""
-    segments = run.task == "segmentation"
-    return of_sample(kind, run.name, student=run.student, seed=seed, maps=segments)
-
-
-def of_sample(kind: str, run: str, *, student: str | None = None, seed: int, maps: bool = False) -> list[str]:
-    """As `of_picture`. maps: whether the run segments maps."""
-    folder = f"models/{run}/seed{seed}"
+    training = HERE.training(run.name, seed)
     if kind == "maps":
-        return [INFOS, MAPS, f"{folder}/predictions.safetensors", f"results/runs/{run}/metrics.json"]
+        return [INFOS, MAPS, str(training.predictions(run.task)), str(HERE.run(run.name).metrics)]
     if kind in ("energy", "masks"):
-        return [INFOS, *([MAPS] if kind == "masks" and maps else []), f"{folder}/inspection.safetensors"]
-    compared = [run, student] if kind in ("camera", "errors") and student else [run]
-    return [INFOS, *(f"models/{name}/seed{seed}/predictions.json" for name in compared)]
+        labels = [MAPS] if kind == "masks" and run.task == "segmentation" else []
+        return [INFOS, *labels, str(training.inspection)]
+    compared = [run.name, run.student] if kind in ("camera", "errors") and run.student else [run.name]
+    return [INFOS, *(str(HERE.training(name, seed).predictions("detection")) for name in compared)]
 
 
-def of_page(params: Params, places: Places = Places()) -> list[str]:
+def of_page(params: Params, folder: Path = Path()) -> list[str]:
     """What the page shows: of its runs and figures what is there."""
-    files = ("metrics.json", "curve.csv", "provenance.json", "resamples.json")
-    names = [f"results/runs/{run}/{file}" for run in params.runs for file in files]
-    names += [f"results/figures/{figure}.{end}" for figure in figures(params) for end in ("png", "svg", "csv")]
-    return [name for name in names if places.path(name).is_file()] + measured(params.runs, params, places)
+    runs = [HERE.run(run) for run in params.runs]
+    paths = [path for run in runs for path in (run.metrics, run.curve, run.provenance, run.resamples)]
+    paths += [HERE.figures / f"{figure}.{end}" for figure in figures(params) for end in ("png", "svg", "csv")]
+    return [str(path) for path in paths if (folder / path).is_file()] + measured(params.runs, params, folder)
 
 
 # ---- settings
@@ -155,16 +134,16 @@ def table_settings(name: str, params: Params) -> str:
     )
 
 
-def figure_settings(kind: str, params: Params) -> str:
-    """A hash of what a figure of several runs shows of the settings."""
-    rows = list(figures(params)[kind].rows)
-    shown = [] if kind == "curves" else [params.run(name).training() for name in with_students(params, rows)]
-    return provenance.digest([kind, rows, runs.dataset(params, rows), *shown])
+def figure_settings(name: str, params: Params, *, sample: int | str | None = None) -> str:
+    """A hash of what a figure shows of the settings; of a picture, of what decides it besides the files.
 
-
-def picture_settings(kind: str, *, sample: int | str | None = None) -> str:
-    """A hash of what decides a figure of one sample besides the files. sample: the one that was asked for."""
-    return provenance.digest([kind, sample])
+    sample: the one that was asked for.
+    """
+    kind, rows = figures(params)[name].kind, list(figures(params)[name].rows)
+    if figures(params)[name].is_picture:
+        return provenance.digest([kind, sample])
+    shown = [] if kind == "curves" else [params.run(run).training() for run in with_students(params, rows)]
+    return provenance.digest([kind, rows, results.dataset(params, rows), *shown])
 
 
 def page_settings(params: Params) -> str:

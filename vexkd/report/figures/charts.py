@@ -14,49 +14,37 @@ import pandas as pd
 
 from vexkd import provenance
 from vexkd.errors import InputError
-from vexkd.report import records, runs
+from vexkd.experiment import SENSORS, Experiment
 from vexkd.report.figures import drawing
-from vexkd.settings import FigureName, Params, Run
+from vexkd.report.results import SCORES, FinishedRun, Results, dataset
+from vexkd.settings import Params
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SCORES = {"detection": ("mAP", "NDS"), "segmentation": ("mIoU",)}
-SENSORS = ("lidar", "camera")
 SETTLED = 0.05  # a curve has settled when it stays within this share of its whole fall above its end
 PALETTE = (drawing.BLUE, drawing.ORANGE, drawing.GREEN, drawing.PURPLE, drawing.SKY, drawing.VERMILLION)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def make(name: FigureName, *, params: Params, results: Path) -> None:
-    """Draw the figure of this name. Raises InputError where params.yaml names no rows for it or a row lacks its results."""
-    drawn = {"blocks": blocks, "missing-sensor": missing_sensor, "latency": latency}
-    if name not in drawn:
-        raise InputError(f"there is no chart named '{name}'; known are {', '.join(drawn)}.")
-    rows = [params.run(row) for row in params.figures.get(name, [])]
-    if not rows:
-        raise InputError(f"{params.path}: figures.{name}: there is no row to draw; list some runs there.")
-    drawn[name](rows, params, Path(results))
-    records.of_chart(name, params, Path(results))
-
-
-def blocks(rows: list[Run], params: Params, results: Path) -> None:
+def blocks(rows: list[FinishedRun], results: Results) -> None:
     """Number of mask blocks against the scores and against the epochs until the distillation loss has settled (Fig. 5)."""
-    found = []
+    lines = []
     for run in rows:
-        if run.distill is None:
-            raise InputError(f"{params.path}: figures.blocks: {run.name} is not distilled; list distilled runs.")
-        metrics = runs.metrics(run.name, results)
-        epochs = [settled(curve) for _, curve in runs.curve(run.name, results).groupby("seed")]
+        settings = run.settings
+        if settings.distill is None:
+            path = results.params.path
+            raise InputError(f"{path}: figures.blocks: {run.name} is not distilled; list distilled runs.")
+        epochs = [settled(curve) for _, curve in run.curve.groupby("seed")]
         spread = float(np.std(epochs, ddof=1)) if len(epochs) > 1 else None
-        for score in SCORES[run.task]:
-            row = {"run": run.name, "student": run.student, "blocks": run.distill.mask_blocks, "score": score}
-            row |= _value(metrics, score)
-            found.append(row | {"epochs_to_converge": float(np.mean(epochs)), "epochs_to_converge_std": spread})
-    frame = pd.DataFrame(found).sort_values(["student", "score", "blocks"], kind="stable")
-    stem = _write(frame, results, "blocks")
-    with drawing.figure(stem, (6.6, 3.3)) as made:
-        left, right = made.subplots(1, 2)
+        for score in SCORES[settings.task]:
+            row = {"run": run.name, "student": settings.student, "blocks": settings.distill.mask_blocks, "score": score}
+            row |= _value(run.metrics, score)
+            lines.append(row | {"epochs_to_converge": float(np.mean(epochs)), "epochs_to_converge_std": spread})
+    frame = pd.DataFrame(lines).sort_values(["student", "score", "blocks"], kind="stable")
+    stem = _write(frame, results.experiment, "blocks")
+    with drawing.figure(stem, (6.6, 3.3)) as figure:
+        left, right = figure.subplots(1, 2)
         for number, ((student, score), part) in enumerate(frame.groupby(["student", "score"])):
             _line(left, part, "percent", "percent_std", number, f"{student}, {score}")
         for number, (student, part) in enumerate(frame.drop_duplicates(["run"]).groupby("student")):
@@ -67,7 +55,7 @@ def blocks(rows: list[Run], params: Params, results: Path) -> None:
             axis.set_xticks(sorted(frame["blocks"].unique()))
             axis.grid(axis="y")
             axis.legend()
-        drawing.heading(made, "Number of mask blocks", _note(params, rows, frame))
+        drawing.heading(figure, "Number of mask blocks", _note(results.params, rows, frame))
 
 
 def settled(curve: pd.DataFrame) -> float:
@@ -81,66 +69,63 @@ def settled(curve: pd.DataFrame) -> float:
     return float((above[-1] + 1) / epoch) if len(above) else 0.0
 
 
-def missing_sensor(rows: list[Run], params: Params, results: Path) -> None:
+def missing_sensor(rows: list[FinishedRun], results: Results) -> None:
     """Scores with all sensors, and with one dropped at test time, of each run that has such scores (Fig. 1)."""
-    found = []
+    lines = []
     for run in rows:
-        states = {"all sensors": runs.metrics(run.name, results)}
-        for sensor in SENSORS:
-            metrics = runs.optional(run.name, results, f"metrics-without-{sensor}.json")
-            states |= {f"without {sensor}": metrics} if metrics else {}
-        if len(states) == 1:
-            path = results / "runs" / run.name / "metrics-without-lidar.json"
+        if not run.metrics_without:
+            path = run.files.metrics_without(SENSORS[0])
             raise InputError(
                 f"{path}: run {run.name} was not scored without a sensor; make it with 'snakemake {path}'."
             )
+        states = {"all sensors": run.metrics}
+        states |= {f"without {sensor}": metrics for sensor, metrics in run.metrics_without.items()}
         for state, metrics in states.items():
-            found += [{"run": run.name, "sensors": state, "score": s} | _value(metrics, s) for s in SCORES[run.task]]
-    frame = pd.DataFrame(found)
-    stem = _write(frame, results, "missing-sensor")
+            for score in SCORES[run.settings.task]:
+                lines.append({"run": run.name, "sensors": state, "score": score} | _value(metrics, score))
+    frame = pd.DataFrame(lines)
+    stem = _write(frame, results.experiment, "missing-sensor")
     scores = list(dict.fromkeys(frame["score"]))
     height = 1.2 + 0.75 * frame.groupby("score")["run"].nunique().max()
-    with drawing.figure(stem, (max(4.6, 1.6 + 2.6 * len(scores)), height)) as made:
-        axes = drawing.panels(made, len(scores), 3)
+    with drawing.figure(stem, (max(4.6, 1.6 + 2.6 * len(scores)), height)) as figure:
+        axes = drawing.panels(figure, len(scores), 3)
         for axis, score in zip(axes, scores, strict=True):
             _bars(axis, frame[frame["score"] == score])
             axis.set_xlabel(f"{score} (%)")
         handles, labels = axes[0].get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside lower left", ncols=len(labels))
-        drawing.heading(made, "A sensor missing at test time", _note(params, rows, frame))
+        figure.legend(handles, labels, loc="outside lower left", ncols=len(labels))
+        drawing.heading(figure, "A sensor missing at test time", _note(results.params, rows, frame))
 
 
-def latency(rows: list[Run], params: Params, results: Path) -> None:
+def latency(rows: list[FinishedRun], results: Results) -> None:
     """Every score against the median time of one sample; an arrow leads from a student alone to its distilled ones."""
-    found = []
+    lines = []
     for run in rows:
-        path = results / "runs" / run.name / "latency.json"
-        if not path.is_file():
+        if not run.files.latency.is_file():
             raise InputError(
-                f"{path}: run {run.name} has no measured latency; make it with 'vexkd latency {run.name}'."
+                f"{run.files.latency}: run {run.name} has no measured latency; make it with 'vexkd latency {run.name}'."
             )
-        measured = runs.latency(run.name, results, runs.origin(run.name, results))
-        if not measured:
+        if not run.latency:
             raise InputError(
-                f"{path}: this was not measured with the weights that were scored; measure again with"
+                f"{run.files.latency}: this was not measured with the weights that were scored; measure again with"
                 f" 'vexkd latency {run.name}'."
             )
-        metrics = runs.metrics(run.name, results)
-        place = {"latency_ms": measured["median_ms"], "device": measured.get("device", "unknown device")}
-        for score in SCORES[run.task]:
-            found.append({"run": run.name, "student": run.student, "score": score} | _value(metrics, score) | place)
-    frame = pd.DataFrame(found)
-    stem = _write(frame, results, "latency")
+        measured = {"latency_ms": run.latency["median_ms"], "device": run.latency.get("device", "unknown device")}
+        for score in SCORES[run.settings.task]:
+            line = {"run": run.name, "student": run.settings.student, "score": score}
+            lines.append(line | _value(run.metrics, score) | measured)
+    frame = pd.DataFrame(lines)
+    stem = _write(frame, results.experiment, "latency")
     scores = list(dict.fromkeys(frame["score"]))
-    with drawing.figure(stem, (max(4.2, 3.3 * len(scores)), 3.4)) as made:
-        axes = drawing.panels(made, len(scores), 3)
+    with drawing.figure(stem, (max(4.2, 3.3 * len(scores)), 3.4)) as figure:
+        axes = drawing.panels(figure, len(scores), 3)
         for axis, score in zip(axes, scores, strict=True):
             _scatter(axis, frame[frame["score"] == score])
             axis.set_xlabel("time of one sample (ms)")
             axis.set_ylabel(f"{score} (%)")
         handles, labels = axes[0].get_legend_handles_labels()
-        made.legend(handles, labels, loc="outside lower left", ncols=2)
-        drawing.heading(made, "Accuracy against latency", _note(params, rows, frame))
+        figure.legend(handles, labels, loc="outside lower left", ncols=2)
+        drawing.heading(figure, "Accuracy against latency", _note(results.params, rows, frame))
 
 
 # ---------------------------------------------------------------------------------------------------------------- parts
@@ -155,15 +140,15 @@ def _value(metrics: dict[str, Any], score: str) -> dict[str, float | None]:
     }
 
 
-def _write(frame: pd.DataFrame, results: Path, name: str) -> Path:
+def _write(frame: pd.DataFrame, experiment: Experiment, name: str) -> Path:
     """The CSV beside the figure; the figure's path without its ending."""
-    stem = results / "figures" / name
+    stem = experiment.figures / name
     provenance.write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, float_format="%.6g"))
     return stem
 
 
-def _note(params: Params, rows: Iterable[Run], frame: pd.DataFrame) -> str:
-    note = runs.dataset(params, [run.name for run in rows])
+def _note(params: Params, rows: Iterable[FinishedRun], frame: pd.DataFrame) -> str:
+    note = dataset(params, [run.name for run in rows])
     return note + ("; whiskers: one standard deviation over the seeds" if frame["percent_std"].notna().any() else "")
 
 

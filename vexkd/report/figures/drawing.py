@@ -69,32 +69,32 @@ def figure(stem: Path, size: tuple[float, float], dpi: int = 200) -> Iterator[Fi
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # nuscenes-devkit and a user's matplotlibrc change the style
         matplotlib.rcParams.update(_STYLE)
-        made = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(made)
-        yield made
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
         kinds = (("png", dpi, {"Software": None}), ("svg", min(dpi, 150), {"Date": None, "Creator": None}))
         for suffix, density, metadata in kinds:
             with provenance.atomic(stem.with_name(f"{stem.name}.{suffix}")) as temporary:
-                made.savefig(
+                figure.savefig(
                     temporary, format=suffix, dpi=density, bbox_inches="tight", pad_inches=0.06, metadata=metadata
                 )
 
 
-def panels(made: Figure, count: int, columns: int, **options: Any) -> list[Axes]:
+def panels(figure: Figure, count: int, columns: int, **options: Any) -> list[Axes]:
     """`count` axes in a grid of at most `columns` columns, row by row; places left over stay blank."""
     columns = min(count, columns)
-    grid = made.subplots(math.ceil(count / columns), columns, squeeze=False, **options).ravel()
+    grid = figure.subplots(math.ceil(count / columns), columns, squeeze=False, **options).ravel()
     for left_over in grid[count:]:
         left_over.set_visible(False)
     return list(grid[:count])
 
 
-def heading(made: Figure, text: str, note: str) -> None:
+def heading(figure: Figure, text: str, note: str) -> None:
     """A bold title and lines of notes below it, at the left."""
     room = "\n" * (2 + note.count("\n"))  # empty lines of the title keep the notes' place in the layout
-    made.suptitle(text + room, x=0.01, ha="left", fontsize=9, fontweight="bold")
-    top = 1 - 0.05 / made.get_figheight()  # as many inches below the edge in a tall figure as in a low one
-    made.text(0.01, top, f"\n{note}", fontsize=7.5, va="top", ha="left", color="#555555", linespacing=1.6)
+    figure.suptitle(text + room, x=0.01, ha="left", fontsize=9, fontweight="bold")
+    top = 1 - 0.05 / figure.get_figheight()  # as many inches below the edge in a tall figure as in a low one
+    figure.text(0.01, top, f"\n{note}", fontsize=7.5, va="top", ha="left", color="#555555", linespacing=1.6)
 
 
 def title_style(name: str) -> dict[str, Any]:

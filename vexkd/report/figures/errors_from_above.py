@@ -1,36 +1,30 @@
-"""Errors of two detectors from above: a baseline beside its distilled student, hits, false alarms and misses marked.
-
-What a hit is, and its colours, are those of the figure in the six images (`camera`). Drawn in the LiDAR frame: metres, x
-right, y forward (up on the page).
-"""
+"""Errors of two detectors from above: a student alone beside the same student distilled; hits, false alarms and misses."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from vexkd import provenance
 from vexkd.boxes import CLASSES
-from vexkd.data import points as point_files
-from vexkd.report.figures import birdseye, drawing
-from vexkd.report.figures.birdseye import LIMIT, RINGS, Boxes
-from vexkd.report.figures.six_images import OUTCOMES, compared
+from vexkd.experiment import Experiment
+from vexkd.report.figures import drawing, hits_and_misses, scene
+from vexkd.report.figures.hits_and_misses import OUTCOMES
+from vexkd.report.figures.scene import LIMIT, RINGS, Boxes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+GREY = "#9A9A9A"  # of LiDAR points
+
 
 def errors(
-    baseline: str,
+    student: str,
     distilled: str,
+    experiment: Experiment,
     *,
-    results: Path,
-    models: Path,
-    root: Path,
-    infos: Path,
     seed: int,
     sample: int | str | None = None,
     threshold: float = 0.2,
@@ -39,58 +33,42 @@ def errors(
 
     `sample` and errors as of `birdseye.birdseye`.
     """
-    keyframe, caption, judged = compared(baseline, distilled, models, root, infos, seed, sample, threshold)
-    points = point_files.read_lidar(Path(root) / keyframe.lidar_path)
-    stem = Path(results) / "figures" / f"errors-{distilled}"
-    frame = pd.concat([_counts(shown).assign(run=run) for run, shown in judged.items()], ignore_index=True)
-    provenance.write_text(stem.with_suffix(".csv"), frame.to_csv(index=False))
-    with drawing.figure(stem, (8.6, 5.3)) as made:
-        axes = made.subplots(1, 2, sharey=True)
-        for axis, (run, shown) in zip(axes, judged.items(), strict=True):
-            _scene(axis, points, shown)
-            hits, alarms, misses = (len(boxes.boxes) for boxes in shown.values())
-            numbers = f"{hits} hits, {alarms} false alarms, {misses} missed"
+    compared = hits_and_misses.compare(
+        student, distilled, experiment, seed=seed, sample=sample, threshold=threshold
+    )  # fmt: skip
+    points = scene.lidar_points(compared.keyframe, experiment)
+    stem = experiment.figures / f"errors-{distilled}"
+    counts = [_counts(boxes).assign(run=run) for run, boxes in compared.by_run.items()]
+    provenance.write_text(stem.with_suffix(".csv"), pd.concat(counts, ignore_index=True).to_csv(index=False))
+    with drawing.figure(stem, (8.6, 5.3)) as figure:
+        axes = figure.subplots(1, 2, sharey=True)
+        for axis, (run, boxes) in zip(axes, compared.by_run.items(), strict=True):
+            _draw(axis, points, boxes)
+            hits, alarms, misses = map(len, boxes.values())
             axis.set_title(f"{run}\n", fontweight="bold")
-            axis.text(0, 1.015, numbers, transform=axis.transAxes, fontsize=7.5)
+            words = f"{hits} hits, {alarms} false alarms, {misses} missed"
+            axis.text(0, 1.015, words, transform=axis.transAxes, fontsize=7.5)
         axes[0].set_ylabel("y, forward (m)")
-        drawing.heading(made, f"{baseline} and {distilled}, seed {seed}, score ≥ {threshold:g}", caption)
-        made.legend(handles=_legend(), loc="outside lower left", ncols=3)
+        title = f"{student} and {distilled}, seed {seed}, score ≥ {threshold:g}"
+        drawing.heading(figure, title, compared.caption)
+        handles = [*hits_and_misses.legend(), scene.points_in_legend(GREY), scene.ego_in_legend()]
+        figure.legend(handles=handles, loc="outside lower left", ncols=3)
 
 
-def _counts(judged: dict[str, Boxes]) -> pd.DataFrame:
+def _counts(by_outcome: dict[str, Boxes]) -> pd.DataFrame:
     """How many boxes of each class had each outcome."""
-    columns = {outcome: np.bincount(shown.labels, minlength=len(CLASSES)) for outcome, shown in judged.items()}
-    return pd.DataFrame({"class": CLASSES, **{k.replace(" ", "_"): column for k, column in columns.items()}})
+    counts = {outcome: np.bincount(boxes.labels, minlength=len(CLASSES)) for outcome, boxes in by_outcome.items()}
+    return pd.DataFrame({"class": CLASSES, **{outcome.replace(" ", "_"): count for outcome, count in counts.items()}})
 
 
-def _scene(axis: Axes, points: np.ndarray, judged: dict[str, Boxes]) -> None:
+def _draw(axis: Axes, points: np.ndarray, by_outcome: dict[str, Boxes]) -> None:
     """Points, range rings and the boxes of one run by outcome."""
-    from matplotlib.collections import PolyCollection
-    from matplotlib.patches import Circle
-
-    near = np.abs(points[:, :2]).max(axis=1) < LIMIT
-    axis.scatter(points[near, 0], points[near, 1], s=0.4, color="#9A9A9A", alpha=0.5, linewidths=0, rasterized=True)
-    for radius in RINGS:
-        axis.add_patch(Circle((0, 0), radius, fill=False, color="#CCCCCC", linewidth=0.6, linestyle=(0, (4, 3))))
-    for outcome, shown in judged.items():
+    scene.draw_points(axis, points, size=0.4, color=GREY)
+    scene.draw_rings(axis, color="#CCCCCC")
+    for outcome, boxes in by_outcome.items():
         colour, style, _ = OUTCOMES[outcome]
-        plan = birdseye.seen_from_above(shown.boxes)  # M 4 2
-        axis.add_collection(
-            PolyCollection(plan, facecolors="none", edgecolors=colour, linestyles=style, linewidths=1.2, zorder=3)
-        )
-    axis.plot(0, 0, marker=(3, 0, 0), markersize=6, color=drawing.INK, zorder=4)  # the ego vehicle, looking up
+        scene.draw_outlines(axis, boxes.boxes, edgecolors=colour, linestyles=style, linewidths=1.2, zorder=3)
+    scene.draw_ego(axis, zorder=4)
     axis.set_aspect("equal")
-    axis.set_xlim(-LIMIT, LIMIT)
-    axis.set_ylim(-LIMIT, LIMIT)
+    scene.show_range(axis, -LIMIT, LIMIT, -LIMIT, LIMIT)
     axis.set_xlabel("x, right (m); rings at " + ", ".join(map(str, RINGS)) + " m")
-
-
-def _legend() -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    boxes = [Line2D([], [], color=colour, linestyle=style, label=words) for colour, style, words in OUTCOMES.values()]
-    return [
-        *boxes,
-        Line2D([], [], linestyle="none", marker=".", markersize=3, color="#9A9A9A", label="LiDAR point"),
-        Line2D([], [], linestyle="none", marker=(3, 0, 0), markersize=6, color=drawing.INK, label="ego vehicle"),
-    ]

@@ -1,11 +1,10 @@
 """What distillation does inside: BEV feature energy before and after it, and where its masks look, over one keyframe.
 
-Everything is drawn in the LiDAR frame: metres, x right, y forward (up on the page). Y X BEV.
+Letters: Y X BEV.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from vexkd.data import inspection as files
 from vexkd.data.inspection import LEVELS, Inspection, Name
 from vexkd.data.maps import Maps
 from vexkd.errors import InputError
+from vexkd.experiment import Experiment
 from vexkd.geometry import BevGrid
-from vexkd.report.figures import birdseye as scenes
-from vexkd.report.figures import drawing
+from vexkd.report.figures import drawing, scene
 from vexkd.settings import MAP_CLASSES
 
 if TYPE_CHECKING:
@@ -28,10 +27,11 @@ if TYPE_CHECKING:
 
 WORDS = {"low": "low: before the BEV encoder", "high": "high: after it"}
 SPAN = (0.5, 99.5)  # percentiles of the cells between which the colours run
+EGO_STYLE = {"color": "white", "markeredgecolor": "black", "markeredgewidth": 0.5}
 LEAST = 0.05  # of a mask, from one end of its colours to the other: one that hardly varies shall look even
 
 
-def energy(run: str, *, results: Path, models: Path, root: Path, infos: Path, seed: int) -> None:
+def energy(run: str, experiment: Experiment, *, seed: int) -> None:
     """Energy of a student alone, distilled, and of the teacher: results/figures/energy-<run>.{png,svg,csv}.
 
     The models' energies have no common unit, so that each map is drawn over its own mean. The two students of a row share
@@ -39,69 +39,72 @@ def energy(run: str, *, results: Path, models: Path, root: Path, infos: Path, se
     bright annotated objects are over the rest, and the cosine to the teacher's map. Raises InputError for a run that was
     not inspected.
     """
-    found = files.read(files.path_of(models, run, seed))
-    keyframe, caption = scenes.choose(root, infos, {found.header["sample"]: None}, None)
-    boxes = scenes.annotated(keyframe).boxes
-    roles = {found.header[role]: words for role, words in (("student", "alone"), ("run", "distilled"))}
-    roles[found.header["teacher"]] = "teacher"
-    frame = _energies(found, list(roles), cells_inside(boxes, found.grid))
-    stem = Path(results) / "figures" / f"energy-{run}"
+    inspected = files.read(experiment.training(run, seed).inspection)
+    keyframe, caption = scene.choose(experiment, [inspected.header["sample"]], None)
+    boxes = scene.annotated(keyframe).boxes
+    roles = {inspected.header[role]: words for role, words in (("student", "alone"), ("run", "distilled"))}
+    roles[inspected.header["teacher"]] = "teacher"
+    frame = _energies(inspected, list(roles), cells_inside(boxes, inspected.grid))
+    stem = experiment.figures / f"energy-{run}"
     provenance.write_text(stem.with_suffix(".csv"), frame.to_csv(index=False))
     titles = [f"{words}: {name}" for name, words in roles.items()]
-    with drawing.figure(stem, (8.8, 6.0)) as made:
-        axes = made.subplots(len(LEVELS), len(roles), sharex=True, sharey=True)
+    with drawing.figure(stem, (8.8, 6.0)) as figure:
+        axes = figure.subplots(len(LEVELS), len(roles), sharex=True, sharey=True)
         for row, level in zip(axes, LEVELS, strict=True):
-            shown = [found.maps[Name("energy", name, level)] for name in roles]
+            shown = [inspected.maps[Name("energy", name, level)] for name in roles]
             shown = [one / max(float(one.mean()), 1e-30) for one in shown]
             for places in (slice(0, 2), slice(2, 3)):  # students, teacher
                 limits = _limits(*shown[places])
                 images = [
-                    _panel(*pair, found.grid, boxes, limits) for pair in zip(row[places], shown[places], strict=True)
+                    _panel(*pair, inspected.grid, boxes, limits)
+                    for pair in zip(row[places], shown[places], strict=True)
                 ]
-                made.colorbar(images[0], ax=list(row[places]), label="energy over its mean", extend="both", shrink=0.85)
+                figure.colorbar(
+                    images[0], ax=list(row[places]), label="energy over its mean", extend="both", shrink=0.85
+                )
             for axis, title in zip(row, titles, strict=True):
                 axis.set_title(title, **drawing.title_style(max(titles, key=len)))
             row[0].set_ylabel(f"{WORDS[level]}\ny, forward (m)")
         for axis in axes[-1]:
             axis.set_xlabel("x, right (m)")
-        drawing.heading(made, f"Energy of the BEV maps (sum of |F| over channels), seed {seed}", caption)
-        made.legend(handles=_legend(), loc="outside lower left", ncols=3)
+        drawing.heading(figure, f"Energy of the BEV maps (sum of |F| over channels), seed {seed}", caption)
+        figure.legend(handles=_legend(), loc="outside lower left", ncols=3)
 
 
-def masks(run: str, *, results: Path, models: Path, root: Path, infos: Path, seed: int, maps: Path | None) -> None:
+def masks(run: str, experiment: Experiment, *, seed: int) -> None:
     """Where a run distils, level by level: results/figures/masks-<run>.{png,svg,csv}; each level has its own colours, which
     span LEAST at the least.
 
-    maps: rasters, from which the outline of the drivable area is drawn for a map segmentation. The CSV holds the masks'
-    means by region. Raises InputError for a run that was not inspected or has no masks.
+    For a map segmentation the outline of the drivable area is drawn too. The CSV holds the masks' means by region. Raises
+    InputError for a run that was not inspected or has no masks.
     """
-    path = files.path_of(models, run, seed)
-    found = files.read(path)
-    shown = {level: found.maps[key] for level in LEVELS if (key := Name("mask", run, level)) in found.maps}
+    path = experiment.training(run, seed).inspection
+    inspected = files.read(path)
+    shown = {level: inspected.maps[key] for level in LEVELS if (key := Name("mask", run, level)) in inspected.maps}
     if not shown:
         raise InputError(
             f"{path}: the run {run} distils everywhere alike or by a method's own masks; name another run."
         )
-    keyframe, caption = scenes.choose(root, infos, {found.header["sample"]: None}, None)
-    boxes = scenes.annotated(keyframe).boxes
-    regions = {"annotated objects": cells_inside(boxes, found.grid)}
-    if found.header["task"] == "segmentation" and maps is not None:
-        regions["drivable area"] = _drivable(Maps(maps), keyframe.token, found.grid)
-    stem = Path(results) / "figures" / f"masks-{run}"
+    keyframe, caption = scene.choose(experiment, [inspected.header["sample"]], None)
+    boxes = scene.annotated(keyframe).boxes
+    regions = {"annotated objects": cells_inside(boxes, inspected.grid)}
+    if inspected.header["task"] == "segmentation":
+        regions["drivable area"] = _drivable(Maps(experiment.maps), keyframe.token, inspected.grid)
+    stem = experiment.figures / f"masks-{run}"
     provenance.write_text(stem.with_suffix(".csv"), _by_region(shown, regions).to_csv(index=False))
-    with drawing.figure(stem, (1.1 + 3.75 * len(shown), 4.5)) as made:
-        axes = drawing.panels(made, len(shown), len(shown), sharey=True)
+    with drawing.figure(stem, (1.1 + 3.75 * len(shown), 4.5)) as figure:
+        axes = drawing.panels(figure, len(shown), len(shown), sharey=True)
         for axis, (level, one) in zip(axes, shown.items(), strict=True):
-            image = _panel(axis, one, found.grid, boxes, mask_limits(one))
+            image = _panel(axis, one, inspected.grid, boxes, mask_limits(one))
             if "drivable area" in regions:
-                _outline(axis, regions["drivable area"], found.grid)
+                _outline(axis, regions["drivable area"], inspected.grid)
             axis.set_title(f"{WORDS[level]}, mean {one.mean():.3f}", fontweight="bold")
             axis.set_xlabel("x, right (m)")
-            made.colorbar(image, ax=axis, label="mask", extend="both", shrink=0.8)
+            figure.colorbar(image, ax=axis, label="mask", extend="both", shrink=0.8)
         axes[0].set_ylabel("y, forward (m)")
-        words = found.header["mask"].replace("-", " ")
-        drawing.heading(made, f"Masks of {run} ({found.header['task']}, {words}), seed {seed}", caption)
-        made.legend(
+        words = inspected.header["mask"].replace("-", " ")
+        drawing.heading(figure, f"Masks of {run} ({inspected.header['task']}, {words}), seed {seed}", caption)
+        figure.legend(
             handles=_legend(*(["drivable area"] if len(regions) > 1 else [])), loc="outside lower left", ncols=4
         )
 
@@ -133,18 +136,18 @@ def mask_limits(mask: np.ndarray) -> tuple[float, float]:
     return low, low + LEAST
 
 
-def _energies(found: Inspection, names: list[str], objects: np.ndarray) -> pd.DataFrame:
+def _energies(inspected: Inspection, names: list[str], objects: np.ndarray) -> pd.DataFrame:
     """Numbers of each map: its mean, how bright objects are over all else, and the cosine to the teacher's map."""
     rows = []
     for level in LEVELS:
-        teacher = found.maps[Name("energy", names[-1], level)].ravel().astype(float)
+        teacher = inspected.maps[Name("energy", names[-1], level)].ravel().astype(float)
         for name in names:
-            own = found.maps[Name("energy", name, level)].astype(float)
-            length = float(np.linalg.norm(own) * np.linalg.norm(teacher))
+            values = inspected.maps[Name("energy", name, level)].astype(float)
+            length = float(np.linalg.norm(values) * np.linalg.norm(teacher))
             numbers = {
-                "mean_energy": own.mean(),
-                "objects_over_rest": _over(own, objects),
-                "cosine_to_teacher": own.ravel() @ teacher / length if length else None,
+                "mean_energy": values.mean(),
+                "objects_over_rest": _over(values, objects),
+                "cosine_to_teacher": values.ravel() @ teacher / length if length else None,
             }
             rows.append({"level": level, "run": name} | {k: _rounded(v) for k, v in numbers.items()})
     return pd.DataFrame(rows)
@@ -182,26 +185,22 @@ def _drivable(maps: Maps, token: str, grid: BevGrid) -> np.ndarray:
     inner = BevGrid((-reach, -reach, 0.0, reach, reach, 0.0), grid.cell)
     label = maps.labels(token, np.eye(4), inner)[MAP_CLASSES.index("drivable_area")].astype(bool)
     column, row = np.round(grid.to_cells(np.array([-reach, -reach]))).astype(int)
-    found = np.zeros((rows, columns), dtype=bool)
-    found[row : row + len(label), column : column + label.shape[1]] = label
-    return found
+    drivable = np.zeros((rows, columns), dtype=bool)
+    drivable[row : row + len(label), column : column + label.shape[1]] = label
+    return drivable
 
 
 def _panel(axis: Axes, values: np.ndarray, grid: BevGrid, boxes: np.ndarray, limits: tuple[float, float]) -> AxesImage:
     """One map in colours that rise in lightness, with the annotated boxes and the ego vehicle for orientation."""
-    from matplotlib.collections import PolyCollection
-
     x0, y0, _, x1, y1, _ = grid.bounds
     image = axis.imshow(
         values, origin="lower", extent=(x0, x1, y0, y1), cmap="viridis", vmin=limits[0], vmax=limits[1],
         interpolation="nearest",
     )  # fmt: skip
-    plan = scenes.seen_from_above(boxes)  # M 4 2
     for colour, width in (("black", 1.1), ("white", 0.5)):
-        axis.add_collection(PolyCollection(plan, facecolors="none", edgecolors=colour, linewidths=width))
-    axis.plot(0, 0, marker=(3, 0, 0), markersize=6, color="white", markeredgecolor="black", markeredgewidth=0.5)
-    axis.set_xlim(x0, x1)
-    axis.set_ylim(y0, y1)
+        scene.draw_outlines(axis, boxes, edgecolors=colour, linewidths=width)
+    scene.draw_ego(axis, **EGO_STYLE)
+    scene.show_range(axis, x0, x1, y0, y1)
     return image
 
 
@@ -217,10 +216,9 @@ def _legend(*more: str) -> list[Any]:
     from matplotlib.patches import Patch
     from matplotlib.patheffects import Normal, Stroke
 
-    seen = {"path_effects": [Stroke(linewidth=1.6, foreground="black"), Normal()]}
+    shadow = {"path_effects": [Stroke(linewidth=1.6, foreground="black"), Normal()]}
     return [
-        Patch(facecolor="none", edgecolor="white", linewidth=0.6, label="annotated object", **seen),
-        Line2D([], [], linestyle="none", marker=(3, 0, 0), markersize=6, color="white", markeredgecolor="black",
-               markeredgewidth=0.5, label="ego vehicle"),
-        *(Line2D([], [], color="white", linewidth=0.9, linestyle="dashed", label=words, **seen) for words in more),
+        Patch(facecolor="none", edgecolor="white", linewidth=0.6, label="annotated object", **shadow),
+        scene.ego_in_legend(**EGO_STYLE),
+        *(Line2D([], [], color="white", linewidth=0.9, linestyle="dashed", label=words, **shadow) for words in more),
     ]  # fmt: skip
