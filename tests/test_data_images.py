@@ -214,3 +214,20 @@ def test_grid_masks_leave_three_quarters():
     assert 0.6 < np.mean([mask.mean() for mask in drawn]) < 0.85
     always = ImageAugmentation(mask=GridMaskAugmentation(probability=1.0, ratio=0.5))
     assert all(always.draw_mask(np.random.default_rng(i), (9, 16)) is not None for i in range(50))
+
+
+def test_pixels_are_pillows_own_whatever_the_way_there(tmp_path):
+    """Decoding without a second copy, and normalising into a larger array, change no bit."""
+    path = tmp_path / "image.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (36, 64, 3), dtype=np.uint8)).save(path, quality=85)
+    image = image_tools.read_image(path)
+    with Image.open(path) as opened:
+        converted = opened.convert("RGB")
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(converted))
+    draw = image_tools.ImageDraw(resize=0.47, across=0.3, flip=True, rotation=0.05)
+    cropped, plain = (image_tools.augment(i, draw, (12, 20))[0] for i in (image, converted))
+    np.testing.assert_array_equal(np.asarray(cropped), np.asarray(plain))
+    many = np.full((2, 3, 12, 20), np.nan, dtype=np.float32)
+    image_tools.normalise(cropped, out=many[1])
+    np.testing.assert_array_equal(many[1], image_tools.normalise(plain))
+    assert np.isnan(many[0]).all()

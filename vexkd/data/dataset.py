@@ -171,11 +171,10 @@ class NuScenesDataset(Dataset):
         return stack_sweeps(key, sweeps, pad_to=self.sweeps if self.pad_sweeps else 0)
 
     def _finish_points(self, points: np.ndarray, lidar_augment: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Augmented, inside the bounds, shuffled in training."""
-        moved = points.copy()
-        move_in_place(moved, lidar_augment)
-        inside = in_bounds(moved, self.bounds)
-        return np.take(moved, rng.permutation(inside) if self.training else inside, axis=0)
+        """Augmented (in place), inside the bounds, shuffled in training."""
+        move_in_place(points, lidar_augment)
+        inside = in_bounds(points, self.bounds)
+        return np.take(points, rng.permutation(inside) if self.training else inside, axis=0)
 
     def _read_pictures(self, frame: Keyframe) -> list[Image.Image]:
         """The images of a keyframe as they lie on disk, camera by camera."""
@@ -192,17 +191,19 @@ class NuScenesDataset(Dataset):
         frames = [current, *self.infos.history(index, self.history)]
         draws = [self._draw_image(rng) for _ in current.camera_paths]
         mask = self.image_augmentation.draw_mask(rng, self.image_size) if self.image_augmentation else None
-        pixels, augmented = [], []
+        pixels = np.empty((len(frames) * len(draws), 3, *self.image_size), dtype=np.float32)
+        augmented: list[np.ndarray] = []
         for number, frame in enumerate(frames):
             for picture, draw in zip(self._read_pictures(frame) if number else pictures, draws, strict=True):
                 image, matrix = image_tools.augment(picture, draw, self.image_size)
-                image = image_tools.normalise(image, draw.colours)
-                pixels.append(image if mask is None else image * mask)
+                normal = image_tools.normalise(image, draw.colours, out=pixels[len(augmented)])
+                if mask is not None:
+                    normal *= mask
                 augmented.append(matrix)
         intrinsics = np.concatenate([frame.intrinsics for frame in frames])
         cameras = np.concatenate([current.camera_from_lidar, *(cameras_over_time(f, current) for f in frames[1:])])
-        arrays = (np.stack(pixels), intrinsics, cameras, np.stack(augmented))
-        return tuple(torch.from_numpy(np.array(a, dtype=np.float32)) for a in arrays)
+        arrays = (pixels, intrinsics, cameras, np.stack(augmented))
+        return tuple(torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in arrays)
 
     def _teacher_sees(
         self, pictures: list[Image.Image], images: tuple[torch.Tensor, ...], seed: list[int]

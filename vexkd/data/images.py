@@ -70,16 +70,16 @@ def read_image(path: Path | str, size: tuple[int, int] | None = None) -> Image.I
     try:
         with Image.open(path) as opened:
             problem = kind_problem(opened)
-            image = opened.convert("RGB")
+            opened.load()  # not `convert`, which would copy it
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"image {path} cannot be decoded ({error}): download it again.") from None
     if problem:
         raise InputError(f"image {path} {problem}: download it again, or convert it.")
-    if size is not None and image.size != tuple(size):
+    if size is not None and opened.size != tuple(size):
         raise InputError(
-            f"image {path} is {image.width}x{image.height} instead of {size[0]}x{size[1]}: download it again."
+            f"image {path} is {opened.width}x{opened.height} instead of {size[0]}x{size[1]}: download it again."
         )
-    return image
+    return opened
 
 
 def augment(image: Image.Image, draw: ImageDraw, size: tuple[int, int]) -> tuple[Image.Image, np.ndarray]:
@@ -102,15 +102,16 @@ def augment(image: Image.Image, draw: ImageDraw, size: tuple[int, int]) -> tuple
     return image, matrix
 
 
-def normalise(image: Image.Image, colours: Colours | None = None) -> np.ndarray:
+def normalise(image: Image.Image, colours: Colours | None = None, out: np.ndarray | None = None) -> np.ndarray:
     """RGB image, its colours changed where asked -> float32 (3, H, W) with ImageNet's mean 0 and deviation 1.
 
+    out: float32 (3, H, W) to write to, where it should stand in a larger array.
     Every model gets these numbers; `vexkd.models.image_encoder.ImageEncoder` turns them into what Caffe's weights expect.
     """
     pixels = np.moveaxis(np.asarray(image), -1, 0)  # 3 H W
     if colours is not None:
         pixels = distort(pixels, colours)
-    normal = np.empty(pixels.shape, dtype=np.float32)
+    normal = np.empty(pixels.shape, dtype=np.float32) if out is None else out
     for channel in range(3):
         np.subtract(pixels[channel], MEAN[channel], out=normal[channel])
         normal[channel] /= STD[channel]
