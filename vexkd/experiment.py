@@ -163,6 +163,10 @@ class Experiment:
         """The settings. Raises InputError where they are missing or wrong."""
         file = self.settings_file
         if not file.is_file():
+            if self.is_job:
+                raise InputError(
+                    f"{file}: there are no such frozen settings; unset {CALL}, which only jobs of Snakemake have."
+                )
             where = "this folder" if self.folder == Path() else str(self.folder)
             raise InputError(
                 f"{file}: there are no settings; {where} is no experiment: go to one, or name it with -C FOLDER."

@@ -10,6 +10,7 @@ from vexkd import calls, content, leftovers, products, seal
 from vexkd.calls import Call
 from vexkd.data import infos_build
 from vexkd.errors import InputError
+from vexkd.experiment import HERE
 from vexkd.report.outputs import of_report
 
 MOST = 10  # sentences of a kind that a plan says
@@ -76,7 +77,7 @@ def judge(call: Call, *, works: bool) -> content.Verdicts:
     _refuse_the_future(call)
     digests = content.Digests(content.MEMORY)
     version = next(iter(call.params.runs.values())).data.version
-    digests.splits = infos_build.renew_splits(Path("artifacts/infos"), Path(call.params.root), version, write=works)
+    digests.splits = infos_build.renew_splits(HERE.infos, Path(call.params.root), version, write=works)
     made = [*products.of_experiment(call.params, digests), *of_report(call.params, digests)]
     found = content.settle(made, digests)
     digests.save()
@@ -85,7 +86,7 @@ def judge(call: Call, *, works: bool) -> content.Verdicts:
 
 def _refuse_the_future(call: Call) -> None:
     """Bring the times of what jobs read to the present, or end here with a sentence where that may not be done."""
-    made = [Path(name) for name in ("artifacts", "models", "results")]
+    made = [HERE.artifacts, HERE.models, HERE.results]
     town = [Path(call.params.root)] if call.params.synthetic else []
     backbones = [
         seal.inputs(run, 0)["backbone"] for run in call.params.runs.values() if "backbone" in seal.inputs(run, 0)
