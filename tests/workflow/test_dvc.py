@@ -147,7 +147,7 @@ def test_an_experiment_in_a_copy(sealed, how):
     if how == ["--queue"]:
         sealed.run("dvc", "exp", "run", "-q", "--run-all")
     assert text(sealed, METRICS) == before
-    assert_settled_after(sealed, ["synthesize data/town"])
+    assert_settled_after(sealed, ["synthesize"])
     sealed.run("dvc", "exp", "apply", "-q", "longer")
     assert text(sealed, METRICS) != before
     assert_settled(sealed)

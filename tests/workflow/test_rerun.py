@@ -138,7 +138,7 @@ def test_a_clone_pulls_and_has_nothing_to_do(finished, tmp_path):
     assert not clone.run("git", "status", "--short")
     clone.set(RATE, 0.5)
     clone.run("dvc", "repro", "-q")
-    assert clone.calls() == sorted([*touched_by_the_student(clone), "synthesize data/town"])
+    assert clone.calls() == sorted([*touched_by_the_student(clone), "synthesize"])
     assert_settled(clone)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vexkd import provenance
 from vexkd.content import Digests
-from vexkd.experiment import Experiment
+from vexkd.experiment import HERE, Experiment
 from vexkd.report import sources
 from vexkd.settings import Params
 
@@ -103,7 +103,7 @@ def _outdated(shown: Path, record: dict[str, Any], names: Iterable[str], setting
     known = {name: Path(name) for name in names}
     for name in dict.fromkeys([*known, *made]):
         path = known.get(name)
-        if path is None or (not path.exists() and name in made and name.startswith("results/")):
+        if path is None or (not path.exists() and name in made and HERE.results in Path(name).parents):
             return (
                 f"{shown} was made from {name} too, which is not shown any more; run snakemake, which makes it again."
             )
