@@ -25,7 +25,7 @@ import torch
 from conftest import experiment
 from safetensors.torch import load_file
 
-from vexkd import provenance
+from vexkd import provenance, settings
 from vexkd.errors import InputError
 from vexkd.train import checkpoint, processes, session
 from vexkd.train.launch import job_status, reason
@@ -308,6 +308,22 @@ def test_the_state_of_two_processes_resumes_on_one_and_says_so(pair, town, tmp_p
     )
     made, expected = ((f / "curve.csv").read_text().splitlines() for f in (tmp_path / "model", pair / "undisturbed"))
     assert [line.split(",")[:3] for line in made] == [line.split(",")[:3] for line in expected]  # step, epoch, rate
+
+
+def test_a_state_saved_under_the_key_of_version_0_1_is_resumed(alone, town, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train_alone(town, tmp_path, Pace(max_seconds=0.0))
+    (state,) = tmp_path.glob("scratch/*/*/state.safetensors")
+    run = settings.read_run(town / "dropout/config.yaml", town / "dropout/inference.yaml")
+    values = run.training()
+    values["data"]["val_split"] = "mini_val"
+    inputs = session.input_hashes(infos=town / "infos", teacher=town / "fusion-det.safetensors")
+    key = provenance.digest({"settings": values, "inputs": inputs, "seed": 0})
+    earlier = state.parent.rename(state.parent.with_name(f"seed0-{key}"))
+    assert earlier != state.parent
+    assert same(train_alone(town, tmp_path), alone)
+    assert "resumed at step 1" in capsys.readouterr().out
+    assert not list(tmp_path.glob("scratch/*/*"))
 
 
 def pretend_two(state):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ from vexkd.train.lock import Lock
 from vexkd.train.loop import NonFiniteError, Pace, Stopped, Trainer, peak_memory, write_curve
 from vexkd.train.processes import LOST, STOPPED, StopRequest
 from vexkd.train.seeding import seed_everything
+
+STATE = "state.safetensors"  # beside the lock and the attempts, in the scratch folder of a training
 
 
 def train(
@@ -77,6 +80,7 @@ def train(
         lock = Lock(folder / "lock")
         processes.on_main(accelerator, lambda: _take(lock))
         try:
+            processes.on_main(accelerator, lambda: _take_over(folder, run, inputs, seed))
             processes.on_main(accelerator, lambda: attempts.begin(folder))
             trainer = _fit(run, seed, sources, folder, lock, pace=pace, accelerator=accelerator, stop=stop)
             made = attempts.of(folder) if accelerator.is_main_process else []
@@ -137,7 +141,7 @@ def _fit(
         dataset=dataset,
         run=run,
         seed=seed,
-        state=folder / "state.safetensors",
+        state=folder / STATE,
         pace=pace,
         accelerator=accelerator,
         stop=stop,
@@ -170,6 +174,28 @@ def _is_finished(out: Path, kept: Path | None, accelerator: Accelerator, **train
 def _take(lock: Lock) -> None:
     with checkpoint.writing(lock.path):
         lock.acquire()
+
+
+def _take_over(folder: Path, run: Run, inputs: dict[str, str], seed: int) -> None:
+    """Move a state into `folder` that code up to version 0.1 has saved of the same training, under the key of that time.
+
+    The split to score on counted then, and the samples of a split were part of the hash of the infos.
+    """
+    training = run.training()
+    training["data"] = {**training["data"], "val_split": run.data.val_split}
+    known = {name: value for name, value in inputs.items() if name != "samples"}
+    key = provenance.digest({"settings": training, "inputs": known, "seed": seed})
+    earlier = folder.with_name(f"seed{seed}-{key}")
+    if (folder / STATE).exists() or not (earlier / STATE).exists():
+        return
+    lock = Lock(earlier / "lock")
+    _take(lock)  # refuses where an earlier call still trains
+    try:
+        for file in sorted(earlier.glob("*.json")) + [earlier / STATE]:
+            os.replace(file, folder / file.name)
+    finally:
+        lock.release()
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _write_result(
