@@ -132,4 +132,8 @@ def test_the_nodes_of_a_step_agree_on_where_to_meet():
     step = {"SLURM_JOB_ID": "1234567", "SLURM_STEP_NUM_NODES": "2", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
     first, second = (launch.meeting({**step, "SLURM_NODEID": str(number)}) for number in range(2))
     assert [a for a, b in zip(first, second, strict=True) if a != b] == ["0"]
-    assert " ".join(first) == ("--nnodes 2 --node_rank 0 --master_addr 10.0.0.7 --master_port 24567 --rdzv_id 1234567")
+    options = (
+        "--nnodes 2 --node_rank 0 --master_addr 10.0.0.7 --master_port 24567 --rdzv_id 1234567 --rdzv_conf timeout=600"
+    )
+    assert " ".join(first) == options
+    assert "node 2 of 2 waits at 10.0.0.7:24567" in launch.waiting({**step, "SLURM_NODEID": "1"})

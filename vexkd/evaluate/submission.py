@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,10 @@ def write(run: Run, seed: int, *, predictions: Path, weights: Path, infos: Path,
     if not predictions.is_file():
         raise InputError(f"{predictions}: there is no such file; make it with 'vexkd predict --split {SPLIT}'.")
     tokens = info_tools.load(infos).subset(SPLIT).tokens()
-    made, boxes = submission_file.read_submission(predictions, tokens, split=SPLIT, most=_MOST_BOXES)
-    meta = _meta(made["meta"], run, weights, predictions)
-    text = json.dumps({"meta": meta, "results": {token: made["results"][token] for token in tokens}})
+    made = submission_file.read_submission(predictions, tokens, split=SPLIT, most=_MOST_BOXES)
+    meta = _meta(made.meta, run, weights, predictions)
     with provenance.atomic(out) as temporary:
-        _zip(temporary, f"{out.stem}.json", text)
+        boxes = _zip(temporary, f"{out.stem}.json", meta, made.samples)
     note = {
         "run": run.name,
         "seed": seed,
@@ -88,9 +88,16 @@ def _weights_digests(weights: Path) -> tuple[str, str]:
     return digests.file(weights), digests.tensors(weights)
 
 
-def _zip(path: Path, name: str, text: str) -> None:
+def _zip(path: Path, name: str, meta: dict[str, bool], samples: Iterable[tuple[str, bytes, int]]) -> int:
+    """Write the one file of the zip sample by sample; returns the number of boxes."""
     entry = zipfile.ZipInfo(name, _LONG_AGO)
     entry.compress_type = zipfile.ZIP_DEFLATED
     entry.external_attr = 0o644 << 16
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(entry, text)
+    boxes = 0
+    with zipfile.ZipFile(path, "w") as archive, archive.open(entry, "w", force_zip64=True) as stream:
+        stream.write(f'{{"meta": {json.dumps(meta)}, "results": {{'.encode())
+        for number, (token, text, count) in enumerate(samples):
+            stream.write((", " if number else "").encode() + json.dumps(token).encode() + b": " + text)
+            boxes += count
+        stream.write(b"}}")
+    return boxes

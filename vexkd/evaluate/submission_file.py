@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ import numpy as np
 
 from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
-from vexkd.evaluate.box_columns import ATTRIBUTE_NUMBER, CLASS_NUMBER, Boxes
+from vexkd.evaluate.box_columns import ATTRIBUTE_NUMBER, ATTRIBUTES, CLASS_NUMBER, Boxes
 
 _TOGETHER = 64  # samples whose boxes become arrays at a time
 _BARE_NAN = re.compile(rb"[\[,:\s]NaN(?=[\s,\]}])")
@@ -70,28 +70,45 @@ def read(path: Path, tokens: Sequence[str], *, split: str, most: int, custom: bo
     return Boxes(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Boxes)})
 
 
-def read_submission(path: Path, wanted: Sequence[str], *, split: str, most: int) -> tuple[dict[str, Any], int]:
-    """The content of a submission file that holds these samples and no others, each box checked, and how many boxes it has.
+@dataclass(frozen=True)
+class Submission:
+    """A checked submission file: its `meta`, and the boxes of each sample as JSON text, of which one is made at a time."""
 
-    wanted: the sample tokens of the split. most: boxes that a sample may have. Raises InputError as scoring does, and for
-    an attribute that the box's class does not have.
+    meta: dict[str, Any]
+    samples: Iterator[tuple[str, bytes, int]]  # token, text, number of boxes
+
+
+def read_submission(path: Path, wanted: Sequence[str], *, split: str, most: int) -> Submission:
+    """A submission file that holds these samples and no others; its boxes are checked as its samples are gone through.
+
+    wanted: the sample tokens of the split. most: boxes that a sample may have. Raises InputError as scoring does, here or
+    in going through the samples, and for an attribute that the box's class does not have.
     """
+    texts = _split(path)
+    refuse_other_samples(path, texts.by_sample, wanted, split, more=False)
+    return Submission(texts.meta, _checked_samples(path, texts, wanted, most))
+
+
+def _checked_samples(path: Path, texts: _Texts, wanted: Sequence[str], most: int) -> Iterator[tuple[str, bytes, int]]:
+    """Each sample's token, text and number of boxes, checked some samples at a time."""
     from nuscenes.eval.detection.utils import detection_name_to_rel_attributes
 
-    attributes = {name: ("", *detection_name_to_rel_attributes(name)) for name in CLASSES}
-    content = _content(path)
-    results = content["results"]
-    refuse_other_samples(path, results, wanted, split, more=False)
-    count = 0
-    for token in wanted:
-        for index, box in enumerate(checked_boxes(path, token, results[token], most)):
-            count += 1
-            if box.attribute_name not in attributes[box.detection_name]:
-                raise InputError(
-                    f"{path}: sample {token}, box {index}: a {box.detection_name} has no attribute"
-                    f" {box.attribute_name}; predict again."
-                )
-    return content, count
+    allowed = np.zeros((len(CLASSES), len(ATTRIBUTES)), dtype=bool)
+    for name, number in CLASS_NUMBER.items():
+        allowed[number, [ATTRIBUTE_NUMBER[a] for a in ("", *detection_name_to_rel_attributes(name))]] = True
+    for start in range(0, len(wanted), _TOGETHER):
+        tokens = wanted[start : start + _TOGETHER]
+        boxes = _group(path, texts, {token: number for number, token in enumerate(tokens)}, most)
+        counts = np.bincount(boxes.sample, minlength=len(tokens))
+        wrong = np.flatnonzero(~allowed[boxes.label, boxes.attribute])
+        if len(wrong):
+            sample, index = boxes.sample[wrong[0]], wrong[0] - counts[: boxes.sample[wrong[0]]].sum()
+            raise InputError(
+                f"{path}: sample {tokens[sample]}, box {index}: a {CLASSES[boxes.label[wrong[0]]]} has no attribute"
+                f" {ATTRIBUTES[boxes.attribute[wrong[0]]]}; predict again."
+            )
+        for token, count in zip(tokens, counts.tolist(), strict=True):
+            yield token, texts.written(token), count
 
 
 def refuse_other_samples(path: Path, results: dict[str, Any], wanted: Sequence[str], split: str, *, more: bool) -> None:
@@ -117,7 +134,12 @@ class _Texts:
     """The boxes of each sample as the text that stands in the file; `nulled`: null stands for NaN there."""
 
     by_sample: dict[str, msgspec.Raw]
+    meta: dict[str, Any]
     nulled: bool
+
+    def written(self, token: str) -> bytes:
+        """The boxes of a sample as they stand in the file."""
+        return json.dumps(self.rows(token)).encode() if self.nulled else bytes(self.by_sample[token])
 
     def rows(self, token: str) -> Any:
         """The boxes of a sample as Python reads them."""
@@ -126,22 +148,27 @@ class _Texts:
 
 
 def _split(path: Path) -> _Texts:
-    """A file in parts: the texts of its samples."""
+    """A file in parts: its `meta` and the texts of its samples."""
     decoder = msgspec.json.Decoder(_File)
     try:
         with path.open("rb") as stream:
             text = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # lives as long as the texts, parts of it
-        return _Texts(decoder.decode(text).results, nulled=False)
+        return _texts(decoder.decode(text), nulled=False)
     except (msgspec.MsgspecError, ValueError, OSError):
         pass
     nulled = _with_null(path)
     if nulled is not None:
         try:
-            return _Texts(decoder.decode(nulled).results, nulled=True)
+            return _texts(decoder.decode(nulled), nulled=True)
         except msgspec.MsgspecError:
             pass
-    results = _content(path)["results"]
-    return _Texts({token: msgspec.Raw(json.dumps(rows).encode()) for token, rows in results.items()}, nulled=False)
+    content = _content(path)
+    texts = {token: msgspec.Raw(json.dumps(rows).encode()) for token, rows in content["results"].items()}
+    return _Texts(texts, content["meta"], nulled=False)
+
+
+def _texts(file: _File, *, nulled: bool) -> _Texts:
+    return _Texts(file.results, {name: json.loads(bytes(value)) for name, value in file.meta.items()}, nulled)
 
 
 def _with_null(path: Path) -> bytes | None:

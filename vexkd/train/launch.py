@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping
 
+from torch.distributed import DistStoreError
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -24,6 +25,8 @@ from vexkd.train import environment
 STOPPED = 75
 # Where the nodes of a job meet: a port of its own among these, so that a retry, another job, finds a free one.
 PORTS = range(20000, 30000)
+# Seconds that torchrun waits there for the other nodes.
+GIVE_UP = 600
 # What srun tells each task of a step.
 STEP = ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_STEP_NUM_NODES")
 
@@ -34,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["--srun"]:
         try:
             arguments = [*meeting(os.environ), *arguments[1:]]
+            print(waiting(os.environ), file=sys.stderr, flush=True)
         except InputError as error:
             print(f"vexkd: {error}", file=sys.stderr)
             return 2
@@ -47,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return STOPPED
+    except DistStoreError as error:  # nobody came
+        print(f"vexkd: the nodes of this job did not meet ({str(error).splitlines()[0]}).", file=sys.stderr)
+        return 1
     except ChildFailedError as failed:
         codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
         status = job_status(codes.values())
@@ -82,7 +89,17 @@ def meeting(step: Mapping[str, str]) -> list[str]:
     port = PORTS[int(step["SLURM_JOB_ID"]) % len(PORTS)]
     place = {"node_rank": step["SLURM_NODEID"], "master_addr": step["SLURM_LAUNCH_NODE_IPADDR"], "master_port": port}
     options = {"nnodes": step["SLURM_STEP_NUM_NODES"], **place, "rdzv_id": step["SLURM_JOB_ID"]}
+    options["rdzv_conf"] = f"timeout={GIVE_UP}"
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def waiting(step: Mapping[str, str]) -> str:
+    """What a node of a job step waits for before anything starts, in words."""
+    number, port = int(step["SLURM_NODEID"]) + 1, PORTS[int(step["SLURM_JOB_ID"]) % len(PORTS)]
+    return (
+        f"vexkd: node {number} of {step['SLURM_STEP_NUM_NODES']} waits at {step['SLURM_LAUNCH_NODE_IPADDR']}:{port} until all"
+        f" are there; it gives up after {GIVE_UP} seconds."
+    )
 
 
 def job_status(codes: Iterable[int]) -> int:
