@@ -25,7 +25,7 @@ import torch
 from conftest import experiment
 from safetensors.torch import load_file
 
-from vexkd import provenance, settings
+from vexkd import provenance
 from vexkd.errors import InputError
 from vexkd.train import checkpoint, processes, session
 from vexkd.train.launch import job_status, reason
@@ -314,7 +314,7 @@ def test_a_state_saved_under_the_key_of_version_0_1_is_resumed(alone, town, tmp_
     with pytest.raises(SystemExit):
         train_alone(town, tmp_path, Pace(max_seconds=0.0))
     (state,) = tmp_path.glob("scratch/*/*/state.safetensors")
-    run = settings.read_run(town / "dropout/config.yaml", town / "dropout/inference.yaml")
+    run = parallel.settings(epochs=4, dropout=0.3).run("centerpoint-det-vexkd")
     values = run.training()
     values["data"]["val_split"] = "mini_val"
     inputs = session.input_hashes(infos=town / "infos", teacher=town / "fusion-det.safetensors")
