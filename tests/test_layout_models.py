@@ -31,6 +31,7 @@ TRAINED = (
     "bevdet-seg-vexkd",
     "bevdet4d-det",
     "bevformer-det",
+    "swin-seg",
 )
 METHODS = ("unidistill", "bevdistill", "fgd", "distillbev", "maskd", "s2m2")
 LOSSES = ("pkd", "cwd", "mgd")
@@ -70,6 +71,15 @@ def small() -> settings.Params:
             "history": {"keyframes": 1, "start_epoch": 0},
         },
     }
+    windows = {
+        "kind": "swin",
+        "widths": [4, 8, 16],
+        "depths": [1, 2, 1],
+        "heads": [1, 2, 4],
+        "window": 4,
+        "outputs": [0, 1, 2],
+    }
+    raw["students"]["swin-seg"] = {**camera, "camera": {**camera["camera"], "backbone": windows}}
     raw["students"]["bevformer-det"] = {
         **camera,
         "task": "detection",
