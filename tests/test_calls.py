@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vexkd import calls, settings
 from vexkd.errors import InputError
@@ -35,9 +36,8 @@ def changed(rate: float = 0.5) -> dict:
 
 
 def rate(call: calls.Call) -> float:
-    return settings.read_run(
-        *(call.runs / "centerpoint-det" / name for name in ("config.yaml", "inference.yaml"))
-    ).train.lr
+    """The learning rate that jobs of this call train with."""
+    return settings.load(call.settings).run("centerpoint-det").train.lr
 
 
 def end(locks: list) -> None:
@@ -48,7 +48,7 @@ def end(locks: list) -> None:
 
 def test_jobs_read_what_their_call_started_with():
     first = calls.begin()
-    locks = calls.freeze(first, works=True)
+    locks = calls.freeze(first)
     save(changed())
     settings.write_configs(settings.load())  # as `git switch` would: these files may be in git
     job = calls.of_job(first.folder.name)
@@ -65,46 +65,34 @@ def test_a_job_without_the_copy_of_its_call_is_told():
 
 
 def test_a_second_call_is_refused_before_it_writes_anything():
-    locks = calls.freeze(calls.begin(), works=True)
+    locks = calls.freeze(calls.begin())
     before = CONFIG.read_text()
     save(changed())
     with pytest.raises(InputError, match=f"another call of Snakemake works in this folder .process {os.getpid()}"):
-        calls.freeze(calls.begin(), works=True)
+        calls.freeze(calls.begin())
     assert CONFIG.read_text() == before
     end(locks)
-    end(calls.freeze(calls.begin(), works=True))
+    end(calls.freeze(calls.begin()))
     assert CONFIG.read_text() != before
 
 
 def test_a_call_without_lock_has_its_own_settings_and_leaves_those_of_the_other():
     """And what it changes does not look newer than the results of the other call's jobs."""
     first = calls.begin()
-    locks = calls.freeze(first, works=True)
+    locks = calls.freeze(first)
     time = CONFIG.stat().st_mtime_ns
     save(changed())
     second = calls.begin()
-    more = calls.freeze(second, works=True, alone=False)
+    more = calls.freeze(second, alone=False)
     assert (rate(first), rate(second)) == (RAW["train"]["lr"], 0.5)
-    assert settings.read_run(CONFIG, CONFIG.with_name("inference.yaml")).train.lr == 0.5
+    assert yaml.safe_load(CONFIG.read_text())["train"]["lr"] == 0.5
     assert CONFIG.stat().st_mtime_ns == time
     end(locks + more)
 
 
-def test_a_look_at_the_plan_beside_a_call_writes_only_what_is_missing():
-    locks = calls.freeze(calls.begin(), works=True)
-    before = CONFIG.read_text()
-    raw = changed()
-    raw["students"]["new-det"] = raw["students"]["centerpoint-det"]
-    save(raw)
-    assert calls.freeze(calls.begin(), works=False) == []
-    assert CONFIG.read_text() == before
-    assert Path("results/runs/new-det/config.yaml").is_file()
-    end(locks)
-
-
 def test_what_a_dead_call_left_behind_is_no_living_one():
     """Snakemake's lock files and our own stay when a process is killed; the system's locks do not."""
-    code = "import os; from vexkd import calls; k = calls.freeze(calls.begin(), works=True); os.kill(os.getpid(), 9)"
+    code = "import os; from vexkd import calls; k = calls.freeze(calls.begin()); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     lock = Path(".snakemake/locks/0.input.lock")
     lock.parent.mkdir()
@@ -113,7 +101,7 @@ def test_what_a_dead_call_left_behind_is_no_living_one():
     assert calls.living() is None
     save(changed())
     call = calls.begin()
-    locks = calls.freeze(call, works=True)
+    locks = calls.freeze(call)
     assert rate(call) == 0.5
     assert calls.living() == call.settings
     end(locks)
@@ -122,22 +110,22 @@ def test_what_a_dead_call_left_behind_is_no_living_one():
 
 def test_copies_that_no_living_call_holds_are_removed():
     old = calls.begin()
-    end(calls.freeze(old, works=True))
+    end(calls.freeze(old))
     save(changed())
     held = calls.begin()
-    locks = calls.freeze(held, works=True)
+    locks = calls.freeze(held)
     save(changed(0.25))
     own = calls.begin()
-    locks += calls.freeze(own, works=True, alone=False)
+    locks += calls.freeze(own, alone=False)
     calls.clean(own)
     assert {path.name for path in calls.FOLDER.glob("call-*")} == {held.folder.name, own.folder.name}
     end(locks)
 
 
 def test_freezing_equal_settings_writes_nothing():
-    end(calls.freeze(calls.begin(), works=True))
+    end(calls.freeze(calls.begin()))
     files = [*calls.FOLDER.rglob("*.yaml"), *Path("results").rglob("*.yaml")]
     before = [file.stat().st_mtime_ns for file in files]
-    end(calls.freeze(calls.begin(), works=True))
+    end(calls.freeze(calls.begin()))
     assert [file.stat().st_mtime_ns for file in files] == before
     assert len(files) > 10
