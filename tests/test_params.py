@@ -198,7 +198,12 @@ def test_written_settings_are_read_back(tmp_path, scale):
     settings.write_configs(loaded, tmp_path)
     for name, run in loaded.runs.items():
         folder = tmp_path / "runs" / name
-        assert settings.read_run(folder / "config.yaml", folder / "inference.yaml") == run
+        assert (
+            settings.from_values(
+                *(yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("config", "inference")), "files"
+            )
+            == run
+        )
 
 
 def test_equal_settings_are_not_written_again(tmp_path, raw):

@@ -47,7 +47,7 @@ from vexkd.settings.model import (
     SecondEncoder,
 )
 from vexkd.settings.params import DECIDES_NOTHING, PICTURES, FigureName, Params, Reported, load, parse, write_configs
-from vexkd.settings.run import KINDS, Kind, Run, from_values, read_run, training_part, unequal, with_inference
+from vexkd.settings.run import KINDS, Kind, Run, from_values, training_part, unequal, with_inference
 from vexkd.settings.training import Ema, Schedule, Train
 from vexkd.settings.yaml_text import dump
 
@@ -108,7 +108,6 @@ __all__ = [
     "marker",
     "parse",
     "read",
-    "read_run",
     "training_part",
     "unequal",
     "with_inference",

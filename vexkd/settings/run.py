@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
 from pydantic import Field, model_validator
 
-from vexkd.errors import InputError
 from vexkd.settings import checks
 from vexkd.settings.base import (
     AFTER_TRAINING,
@@ -31,7 +29,6 @@ from vexkd.settings.heads import HEADS, CenterPoint, Detr, Inference, MapHead, T
 from vexkd.settings.messages import validated
 from vexkd.settings.model import Bev, Camera, ConvFuser, Lidar, Mgfm, NoEncoder, ResNetEncoder, SecondEncoder
 from vexkd.settings.training import Train
-from vexkd.settings.yaml_text import read_yaml
 
 Kind = Literal["pretrained", "teachers", "students", "distilled"]
 KINDS: tuple[Kind, ...] = ("pretrained", "teachers", "students", "distilled")
@@ -144,19 +141,6 @@ def training_part(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(kept.get(block), dict):
             kept[block] = {name: value for name, value in kept[block].items() if name != key}
     return kept
-
-
-def read_run(config: Path | str, inference: Path | str) -> Run:
-    """The run that a written config.yaml and inference.yaml describe (see `write_configs`)."""
-    for file in (config, inference):
-        if not Path(file).is_file():
-            raise InputError(
-                f"{file}: there is no such file; correct the run's name, or write the runs' settings with `vexkd configure`."
-            )
-    training = read_yaml(config)
-    if not isinstance(training, dict):
-        raise InputError(f"{config}: there is no mapping of settings; write it again with `vexkd configure`.")
-    return from_values(training, read_yaml(inference), str(config))
 
 
 def with_inference(run: Run, values: dict[str, Any]) -> Run:
