@@ -14,6 +14,7 @@ from vexkd import settings
 from vexkd.batch import Batch, collate
 from vexkd.measure import summary
 from vexkd.models import bev_model
+from vexkd.models.targets import Counts
 from vexkd.train.seeding import seed_everything
 
 RUNS = ("fusion-det", "centerpoint-det", "bevdet-seg")
@@ -30,7 +31,8 @@ def milliseconds(model: bev_model.BEVModel, batch: Batch, device: torch.device) 
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    sum(model.loss(model(batch), batch).values()).backward()
+    targets = model.targets(batch)
+    sum(model.loss(model(batch), targets, Counts.of([targets])).values()).backward()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - start) * 1e3

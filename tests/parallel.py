@@ -92,14 +92,14 @@ def make_trainer(case: str, town: Path, out: Path, *, whole: bool = False) -> Tr
         state=out / f"{case}.state",
         pace=Pace(accumulate=1 if whole else accumulate),
         accelerator=processes.start_accelerator(run.train.precision, "cpu"),
-    )
+    ).prepare()
 
 
 def train(case: str, town: Path, out: Path, *, whole: bool = False) -> None:
     """Train one case; writes the tensors before and after, and the curve."""
     trainer = make_trainer(case, town, out, whole=whole)
     first = tensors(trainer)
-    position = trainer.fit()
+    position = trainer.run()
     if trainer.accelerator.is_main_process:
         save_file(first, out / f"{case}.first.safetensors")
         save_file(tensors(trainer), out / f"{case}.safetensors")
@@ -108,7 +108,7 @@ def train(case: str, town: Path, out: Path, *, whole: bool = False) -> None:
 
 def tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
     """All that is trained, and BatchNorm's statistics."""
-    return {k: v.clone().contiguous() for k, v in trainer.bare.state_dict().items() if not k.startswith("teacher.")}
+    return {k: v.clone().contiguous() for k, v in trainer.task.state_dict().items() if not k.startswith("teacher.")}
 
 
 def poison(town: Path, out: Path) -> None:
@@ -116,7 +116,7 @@ def poison(town: Path, out: Path) -> None:
     trainer = make_trainer("supervision", town, out)
     if processes.rank() == 1:
         with torch.no_grad():
-            trainer.bare.model.head.shared[0].weight.fill_(float("nan"))
+            trainer.task.model.head.shared[0].weight.fill_(float("nan"))
     try:
         trainer._step(next(trainer._epoch(0)))
     except NonFiniteError as error:

@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
+from counted import step_of
 from tqdm import tqdm
 
 from vexkd.distill import distiller, masks
@@ -114,7 +115,7 @@ def test_who_learns_from_what(lesson):
     """Detached: the masked teacher's loss moves only the masks, the task loss only the student, nothing the teacher."""
     task, batch = lesson
     task.begin_step(0, 0)
-    terms, watched = task(batch, task.positives(batch))
+    terms, watched = step_of(task, batch)
     assert {"task.heatmap", "task.box", "masked.heatmap", "distill.low", "distill.high", "mask.low"} <= set(terms)
     assert 0.8 < watched["mask.low.mean"] < 0.95
     sum(v for k, v in terms.items() if k.startswith("masked.")).backward(retain_graph=True)
@@ -134,7 +135,7 @@ def test_who_learns_from_what(lesson):
 def test_summed_coupling_moves_both(lesson):
     task, batch = lesson
     task.method.detached = False
-    terms, _ = task(batch, task.positives(batch))
+    terms, _ = step_of(task, batch)
     terms["distill.high"].backward()
     assert gradients(task.student)
     assert gradients(task.masks)
@@ -145,7 +146,7 @@ def test_after_the_stop_masks_stay_and_distillation_goes_on(lesson):
     task.begin_step(1, 7)  # stop_mask_epoch is 1
     optimiser = torch.optim.AdamW(task.parameters(), lr=0.1)
     before = [p.detach().clone() for p in task.masks.parameters()]
-    terms, _ = task(batch, task.positives(batch))
+    terms, _ = step_of(task, batch)
     assert not any(k.startswith(("masked.", "mask.")) for k in terms)
     assert {"distill.low", "distill.high"} <= set(terms)
     sum(terms.values()).backward()
@@ -158,7 +159,7 @@ def test_the_teacher_stays_as_it_was(lesson):
     task, batch = lesson
     task.train()
     before = {k: v.clone() for k, v in task.teacher.state_dict().items()}
-    terms, _ = task(batch, task.positives(batch))
+    terms, _ = step_of(task, batch)
     sum(terms.values()).backward()
     assert all(torch.equal(v, before[k]) for k, v in task.teacher.state_dict().items())
     assert not any(m.training for m in task.teacher.modules())

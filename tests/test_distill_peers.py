@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_settings
+from counted import step_of
 
 from vexkd import settings
 from vexkd.batch import Batch, Output, collate
@@ -19,6 +20,7 @@ from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
 from vexkd.models import bev_model, detr_head, transfusion
 from vexkd.models.centerpoint import BRANCHES
+from vexkd.models.targets import Counts, Targets
 
 GRID = BevGrid((-6.0, -4.0, -5.0, 6.0, 4.0, 3.0), 1.0)  # 8 rows, 12 columns
 
@@ -33,7 +35,7 @@ def boxes():
     return [torch.tensor(both), torch.zeros(0, 9)]
 
 
-def lesson(output=None, taught=None, predictions=None, truth=None, **more):
+def lesson(output=None, teacher_features=None, predictions=None, truth=None, **more):
     """A step without models: what a method reads of it, and a teacher whose predictions are known."""
     truth = boxes() if truth is None else truth
     empty = dict.fromkeys(
@@ -43,7 +45,7 @@ def lesson(output=None, taught=None, predictions=None, truth=None, **more):
     return SimpleNamespace(
         batch=batch,
         output=output,
-        taught=taught,
+        teacher_features=teacher_features,
         teacher_predictions=lambda: predictions,
         learning=False,
         **more,
@@ -131,16 +133,16 @@ def test_unidistill_divides_by_the_whole_batch():
         weights={"feature": 10.0, "relation": 1.0, "response": 4.0},
     )
     features = {"low": maps(seed=1), "high": maps(seed=3)}
-    taught = {"low": maps(seed=2), "high": maps(seed=4)}
+    teacher_features = {"low": maps(seed=2), "high": maps(seed=4)}
     heat = [{"heatmap": maps(2, seed=s)} for s in (5, 6)]
     truth = boxes()
     truth[0][0, 3:5] = torch.tensor([10.0, 8.0])  # large enough for a Gaussian of more than one cell
-    step = lesson(Output(features, [heat[0]]), taught, heat[1], truth)
-    count, area = method.positives(step.batch)
-    assert count == 2
-    assert area > 2
-    terms, _ = method(SimpleNamespace(**vars(step), counts=torch.stack([count, area])))
-    expected = unidistill.point_distance(features["low"], taught["low"], truth, GRID) * 10 / 2
+    step = lesson(Output(features, [heat[0]]), teacher_features, heat[1], truth)
+    targets = Targets.join(method=method.targets(step.batch))
+    assert targets.counts["method.boxes"] == 2
+    assert targets.counts["method.area"] > 2
+    terms, _ = method(SimpleNamespace(**vars(step), targets=targets, counts=Counts.of([targets])))
+    expected = unidistill.point_distance(features["low"], teacher_features["low"], truth, GRID) * 10 / 2
     assert float(terms["distill.feature"]) == pytest.approx(float(expected))
     mask = regions.gaussians(step.batch, GRID, overlap=0.7, min_radius=0)
     response = unidistill.response_distance([heat[0]], heat[1], mask, boxes=False)["heatmap"]
@@ -397,8 +399,7 @@ def two_steps(task, batch):
     first, reached = None, {}
     for step in range(2):
         task.begin_step(0, step)
-        positives = task.positives(batch).clamp(min=1)
-        terms, watched = task(batch, positives)
+        terms, watched = step_of(task, batch)
         sum(terms.values()).backward()
         if step == 0:
             first = {k: v.detach() for k, v in terms.items()} | watched
@@ -432,13 +433,15 @@ def test_parts_of_a_batch_teach_as_the_whole(class_room, more):
     task = enrol(class_room, more)
     task.eval()
     whole, singles = class_room[2], [collate([sample]) for sample in class_room[3]]
-    counts = sum(task.positives(single) for single in singles)
-    assert torch.allclose(counts, task.positives(whole))
+    counts = [Counts.of([task.targets(batch) for batch in parts]).total for parts in ([whole], singles)]
+    assert counts[0].keys() == counts[1].keys()
+    assert all(torch.allclose(counts[0][name], counts[1][name]) for name in counts[0])
     found = []
     for parts in ([whole], singles):
         task.zero_grad()
-        for part in parts:
-            terms, _ = task(part, counts.clamp(min=1) / len(parts))
+        targets = [task.targets(batch) for batch in parts]
+        for part, target in zip(parts, targets, strict=True):
+            terms, _ = task(part, target, Counts.of(targets))
             (sum(terms.values()) / len(parts)).backward()
         reached = [p.grad.flatten() for p in task.parameters() if p.grad is not None]
         found.append(torch.cat(reached))
@@ -449,7 +452,7 @@ def test_parts_of_a_batch_teach_as_the_whole(class_room, more):
 def test_terms_are_float32_at_half_precision(class_room, more):
     task = enrol(class_room, more)
     with torch.autocast("cpu", torch.bfloat16):
-        terms, _ = task(class_room[2], task.positives(class_room[2]).clamp(min=1))
+        terms, _ = step_of(task, class_room[2])
     assert all(term.dtype == torch.float32 and bool(term.isfinite()) for term in terms.values())
     sum(terms.values()).backward()
 
@@ -481,13 +484,13 @@ def test_bevdistill_between_query_heads(class_room, head):
 def test_bevdistill_boxes_by_hand(kind):
     """Codes off by 0.5 and by 0.25, scores 0.8 and 0.2: (0.8^2 * 5 + 0.2^2 * 2.5) / (0.8 + 0.2), for one sample, two layers."""
     truth = torch.cat(boxes())
-    wanted = detr_head.encode(truth) if kind == "detr" else transfusion.encode(truth, GRID)
-    codes = torch.full((1, 5, 10), 40.0)
-    codes[0, [3, 1]] = wanted + torch.tensor([[0.5], [0.25]])
     kinds = {"detr": detr_head.DetrHead, "transfusion": transfusion.TransFusionHead}
     head = kinds[kind].__new__(kinds[kind])  # without its layers: its predictions are given
     torch.nn.Module.__init__(head)
     head.grid, head.code_weights = GRID, torch.ones(10)
+    wanted = head.encode(truth)
+    codes = torch.full((1, 5, 10), 40.0)
+    codes[0, [3, 1]] = wanted + torch.tensor([[0.5], [0.25]])
     layers = [{"codes": codes, "logits": torch.zeros(1, 5, 10)}] * 2
     theirs = {"codes": wanted[None], "logits": torch.tensor([[[0.8, 0.1], [0.1, 0.2]]]).logit()}
     theirs["logits"] = torch.nn.functional.pad(theirs["logits"], (0, 8), value=-30.0)
@@ -512,7 +515,7 @@ def test_bevdistill_takes_the_best_queries_by_their_largest_score():
     head = detr_head.DetrHead.__new__(detr_head.DetrHead)
     ((found, scores),) = bevdistill.best_boxes(head, [{"codes": codes, "logits": logits}])
     assert torch.allclose(scores, logits[0, expected].sigmoid())
-    assert torch.allclose(found, detr_head.decode_codes(codes[0, expected]))
+    assert torch.allclose(found, head.boxes_of(codes[0, expected]))
     head = transfusion.TransFusionHead.__new__(transfusion.TransFusionHead)
     torch.nn.Module.__init__(head)
     head.grid = GRID
@@ -542,7 +545,7 @@ def test_bevdistill_matches_by_soft_classes_and_boxes():
 def test_maskd_tokens_learn_from_the_masked_teacher_and_stop(class_room):
     task = enrol(class_room, {"method": "maskd", "stop_mask_epoch": 1})
     task.begin_step(0, 0)
-    terms, watched = task(class_room[2], task.positives(class_room[2]).clamp(min=1))
+    terms, watched = step_of(task, class_room[2])
     assert {"masked.heatmap", "mask.diversity.low", "distill.high"} <= set(terms)
     assert {"mask.low.mean", "mask.high.entropy"} <= set(watched)
     sum(v for k, v in terms.items() if k.startswith("distill.")).backward(retain_graph=True)
@@ -550,7 +553,7 @@ def test_maskd_tokens_learn_from_the_masked_teacher_and_stop(class_room):
     sum(v for k, v in terms.items() if k.startswith("mask")).backward()
     assert all(p.grad is not None for p in task.masks.parameters())
     task.begin_step(1, 7)
-    terms, _ = task(class_room[2], task.positives(class_room[2]).clamp(min=1))
+    terms, _ = step_of(task, class_room[2])
     assert not any(k.startswith("mask") for k in terms)
 
 

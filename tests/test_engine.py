@@ -182,7 +182,7 @@ def test_accumulated_parts_equal_the_whole_batch(desk, town):
     found = []
     for accumulate in (1, 2):
         trainer = make_trainer(run, town, desk.path / f"state{accumulate}", Pace(accumulate=accumulate))
-        trainer.bare.eval()
+        trainer.task.eval()
         row = trainer._step(next(trainer._epoch(0)))
         found.append((row["loss"], row["gradient"]))
     assert found[0] == pytest.approx(found[1], rel=1e-3)
@@ -221,13 +221,13 @@ def make_trainer(run, town, state, pace=None, start=None, teacher=None):
     accelerator = start_accelerator(run.train.precision, "cpu")
     return Trainer(
         task=task, dataset=dataset, run=run, seed=0, state=state, pace=pace or Pace(), accelerator=accelerator
-    )
+    ).prepare()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(settings, town, tmp_path):
     trainer = make_trainer(settings.run("centerpoint-det"), town, tmp_path / "state")
     with torch.no_grad():
-        trainer.bare.model.head.shared[0].weight.fill_(float("nan"))
+        trainer.task.model.head.shared[0].weight.fill_(float("nan"))
     batches = next(trainer._epoch(0))
     with pytest.raises(NonFiniteError) as error:
         trainer._step(batches)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_settings
+from counted import step_of
 from test_layout import LIMITS, PATIENT
 
 from vexkd import settings
@@ -108,7 +109,7 @@ def gradients(task: torch.nn.Module, batch, dtype: torch.dtype | None = None) ->
     task.zero_grad()
     task.begin_step(0, 0)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        terms, _ = task(batch, task.divisors(task.positives(batch)))
+        terms, _ = step_of(task, batch)
     sum(terms.values()).backward()
     return {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
 

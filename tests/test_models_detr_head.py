@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from counted import loss_of
 
 from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
-from vexkd.models import detr_head
+from vexkd.models import box_code, detr_head
 from vexkd.models.detr_head import DetrHead
+from vexkd.models.targets import Counts
 
 GRID = BevGrid((-12.0, -9.0, -5.0, 12.0, 9.0, 3.0), 1.5)
 CODE_WEIGHTS = [1.0] * 8 + [0.2] * 2
@@ -39,15 +41,20 @@ def small_head(**more) -> DetrHead:
     return DetrHead(**{**settings, **more})
 
 
+def encode(boxes) -> torch.Tensor:
+    return box_code.encode(boxes[:, :2], boxes)
+
+
 def feature(samples=1) -> torch.Tensor:
     return torch.randn(samples, 12, *GRID.shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_codes_decode_to_their_boxes():
-    codes = detr_head.encode(BOXES)
+    head = small_head()
+    codes = head.encode(BOXES)
     wanted = [3.1, -4.7, 0.5, math.log(4.6), math.log(1.95), math.log(1.7), math.sin(0.6), math.cos(0.6), 2.0, -1.0]
     torch.testing.assert_close(codes[0], torch.tensor(wanted))
-    torch.testing.assert_close(detr_head.decode_codes(codes), BOXES, equal_nan=True)
+    torch.testing.assert_close(head.boxes_of(codes), BOXES, equal_nan=True)
 
 
 def test_inverse_sigmoid_is_clipped():
@@ -61,14 +68,14 @@ def test_matching_is_the_best_of_all():
     generator = torch.Generator().manual_seed(2)
     boxes = torch.cat([BOXES, BOXES[:1] + torch.tensor([2.0, 1, 0, 0, 0, 0, 0.5, 0, 0])])
     labels = torch.tensor([0, 8, 1])
-    codes = detr_head.encode(boxes)[[2, 0, 1, 0]].nan_to_num() + torch.randn(4, 10, generator=generator)
+    codes = encode(boxes)[[2, 0, 1, 0]].nan_to_num() + torch.randn(4, 10, generator=generator)
     logits = torch.randn(4, len(CLASSES), generator=generator)
     query, box = head.assign(codes, logits, boxes, labels)
 
     def cost(q, b):
         p = 1 / (1 + math.exp(-float(logits[q, labels[b]])))
         focal = -math.log(p) * 0.25 * (1 - p) ** 2 + math.log(1 - p) * 0.75 * p**2
-        target = detr_head.encode(boxes)[b]
+        target = encode(boxes)[b]
         return 2.0 * focal + 0.25 * sum(abs(float(codes[q, i] - target[i])) for i in range(8))
 
     best = min(itertools.permutations(range(4), 3), key=lambda chosen: sum(cost(q, b) for b, q in enumerate(chosen)))
@@ -77,7 +84,7 @@ def test_matching_is_the_best_of_all():
 
 def test_the_velocity_has_no_part_in_the_matching():
     head = small_head()
-    codes = detr_head.encode(BOXES[[0, 0]])
+    codes = encode(BOXES[[0, 0]])
     codes[0, 0] += 0.1
     codes[1, 8:] += 100
     query, _ = head.assign(codes, torch.zeros(2, len(CLASSES)), BOXES[:1], LABELS[:1])
@@ -87,13 +94,13 @@ def test_the_velocity_has_no_part_in_the_matching():
 def test_loss_by_hand():
     """One layer, two queries, one box of unknown speed: focal terms of twenty logits, L1 of eight numbers."""
     head = small_head()
-    codes = detr_head.encode(BOXES[1:]).nan_to_num(nan=5.0)
+    codes = encode(BOXES[1:]).nan_to_num(nan=5.0)
     prediction = {"codes": torch.cat([codes + 3, codes + 0.5])[None], "logits": torch.zeros(1, 2, len(CLASSES))}
-    losses = head.loss([prediction], labelled([BOXES[1:]], [LABELS[1:]]))
+    losses = loss_of(head, [prediction], labelled([BOXES[1:]], [LABELS[1:]]))
     focal = math.log(2) * 0.25  # p = 1/2: (1 - p)^2 of the cross entropy
     assert float(losses["class"]) == pytest.approx(2.0 * (0.25 * focal + 19 * 0.75 * focal), rel=1e-5)
     assert float(losses["box"]) == pytest.approx(0.25 * 8 * 0.5, rel=1e-5)
-    twice = head.loss([prediction, prediction], labelled([BOXES[1:]], [LABELS[1:]]))
+    twice = loss_of(head, [prediction, prediction], labelled([BOXES[1:]], [LABELS[1:]]))
     assert float(twice["class"]) == pytest.approx(2 * float(losses["class"]))
 
 
@@ -101,10 +108,9 @@ def test_boxes_beside_the_grid_are_no_targets():
     outside = BOXES.clone()
     outside[0, 0] = 12.1
     head = small_head()
-    assert head.positives(labelled([outside, BOXES], [LABELS, LABELS])).tolist() == [3.0]
+    assert float(head.targets(labelled([outside, BOXES], [LABELS, LABELS])).counts["matched"]) == 3
     few = small_head(queries=1)
-    assert few.positives(labelled([BOXES, BOXES], [LABELS, LABELS])).tolist() == [2.0]
-    assert head.normalisers == 1
+    assert float(few.targets(labelled([BOXES, BOXES], [LABELS, LABELS])).counts["matched"]) == 2
 
 
 def test_each_layer_moves_the_place_of_the_one_before():
@@ -148,7 +154,7 @@ def test_decode_takes_the_best_pairs_and_keeps_to_the_bounds():
     head = small_head()
     logits = torch.full((1, 3, len(CLASSES)), -4.0)
     logits[0, 0, 2], logits[0, 0, 5], logits[0, 1, 7], logits[0, 2, 1] = 1.0, 3.0, 2.0, 4.0
-    codes = detr_head.encode(BOXES[[0, 1, 0]].nan_to_num())[None].clone()
+    codes = encode(BOXES[[0, 1, 0]].nan_to_num())[None].clone()
     codes[0, 2, 0] = 21.0  # outside the bounds: its place among the `top` stays empty
     (found,) = head.decode([{"codes": codes, "logits": logits}], bounds=BOUNDS, top=4)
     assert found.labels.tolist() == [5, 7, 2]
@@ -160,18 +166,16 @@ def test_loss_of_parts_adds_up_to_the_loss_of_the_whole():
     head = small_head().eval()
     boxes, labels = [BOXES, BOXES[:1]], [LABELS, LABELS[:1]]
     predictions = head(feature(2))
-    whole = head.loss(predictions, labelled(boxes, labels))
-    mean = head.positives(labelled(boxes, labels)).clamp(min=1) / 2
-    parts = [
-        head.loss(head(feature(2)[i : i + 1]), labelled(boxes[i : i + 1], labels[i : i + 1]), mean) for i in range(2)
-    ]
+    whole = loss_of(head, predictions, labelled(boxes, labels))
+    singles = [head.targets(labelled(boxes[i : i + 1], labels[i : i + 1])) for i in range(2)]
+    parts = [head.loss(head(feature(2)[i : i + 1]), singles[i], Counts.of(singles)) for i in range(2)]
     for name, value in whole.items():
         assert float(sum(p[name].detach() for p in parts) / 2) == pytest.approx(float(value.detach()), rel=1e-4)
 
 
 def test_no_object_gives_a_finite_loss():
     head = small_head()
-    losses = head.loss(head(feature()), labelled([BOXES[:0]], [LABELS[:0]]))
+    losses = loss_of(head, head(feature()), labelled([BOXES[:0]], [LABELS[:0]]))
     assert float(losses["box"].detach()) == 0
     assert torch.isfinite(losses["class"])
     sum(losses.values()).backward()
@@ -183,7 +187,7 @@ def test_every_parameter_gets_a_finite_gradient():
         for part in (layer.cross.offsets, layer.cross.weights):
             torch.nn.init.normal_(part.weight, std=0.1)
     memory = feature().requires_grad_()
-    sum(head.loss(head(memory), labelled([BOXES], [LABELS])).values()).backward()
+    sum(loss_of(head, head(memory), labelled([BOXES], [LABELS])).values()).backward()
     for name, tensor in [*head.named_parameters(), ("map", memory)]:
         assert tensor.grad is not None, name
         assert tensor.grad.isfinite().all(), name
@@ -195,7 +199,7 @@ def test_head_overfits_two_boxes():
     optimiser = torch.optim.AdamW(head.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 120)
     for _ in range(120):
-        loss = sum(head.loss(head(feature()), labelled([BOXES], [LABELS])).values())
+        loss = sum(loss_of(head, head(feature()), labelled([BOXES], [LABELS])).values())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

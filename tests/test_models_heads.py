@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from counted import loss_of
 from shapely import affinity
 from shapely.geometry import Polygon
 
 from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
-from vexkd.models import centerpoint, heatmap, transfusion
+from vexkd.models import box_code, centerpoint, heatmap
 from vexkd.models.centerpoint import CenterPointHead
+from vexkd.models.targets import Counts
 from vexkd.models.transfusion import TransFusionHead
 
 GRID = BevGrid((-12.0, -12.0, -5.0, 12.0, 12.0, 3.0), 0.6)
@@ -79,18 +81,19 @@ def test_boxes_outside_the_grid_are_no_targets():
     outside[0, 0] = -12.1  # truncation toward zero would put it into cell 0
     drawn = heatmap.draw(outside, torch.zeros(1, dtype=torch.long), 1, GRID, overlap=0.1, min_radius=2)
     assert drawn.max() == 0
-    assert float(centerpoint_head().positives(labelled([outside], [LABELS[:1]])).sum()) == 0
+    counts = centerpoint_head().targets(labelled([outside], [LABELS[:1]])).counts
+    assert [count.tolist() for count in counts.values()] == [[0, 0], [0, 0]]
 
 
 def test_both_heads_see_a_box_in_the_same_cell():
     """Axis order is the silent bug of this field."""
     dense = transfusion_head().heatmap_targets([BOXES], [LABELS])[0, CLASSES.index("car")]
-    sparse = centerpoint_head().targets([BOXES], [LABELS])[0].heatmap[0, 0]
+    sparse = centerpoint_head().targets(labelled([BOXES], [LABELS])).values[0].heatmap[0, 0]
     assert dense.argmax() == sparse.argmax() == 12 * 40 + 25
 
 
 def test_centerpoint_targets_by_hand():
-    target = centerpoint_head().targets([BOXES], [LABELS])[0]
+    target = centerpoint_head().targets(labelled([BOXES], [LABELS])).values[0]
     assert (int(target.sample), int(target.row), int(target.column)) == (0, 12, 25)
     wanted = torch.tensor(
         [15.1 / 0.6 - 25, 7.3 / 0.6 - 12, 0.5, *torch.tensor([4.6, 1.95, 1.7]).log(), 0.564642, 0.825336, 2.0, -1.0]
@@ -100,9 +103,11 @@ def test_centerpoint_targets_by_hand():
 
 def test_codes_decode_to_their_boxes():
     exact, whole, _ = heatmap.cells_of(BOXES, GRID)
-    back = centerpoint.decode_codes(centerpoint.encode(BOXES, exact - whole), whole.float(), GRID)
+    codes = box_code.encode(exact - whole, BOXES)
+    back = box_code.decode(GRID.to_metres(whole.float() + codes[:, :2]), codes)
     torch.testing.assert_close(back, BOXES, rtol=1e-4, atol=1e-4, equal_nan=True)
-    back = transfusion.decode_codes(transfusion.encode(BOXES, GRID), GRID)
+    head = transfusion_head()
+    back = head.boxes_of(head.encode(BOXES))
     torch.testing.assert_close(back, BOXES, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
@@ -114,7 +119,7 @@ def test_head_overfits_two_boxes(make, steps):
     optimiser = torch.optim.Adam(head.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
-        loss = sum(head.loss(head(feature), labelled([BOXES], [LABELS])).values())
+        loss = sum(loss_of(head, head(feature), labelled([BOXES], [LABELS])).values())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -143,9 +148,9 @@ def test_loss_of_parts_adds_up_to_the_loss_of_the_whole(make):
     head = make().eval()
     feature = torch.randn(2, 16, *GRID.shape)
     boxes, labels = [BOXES, BOXES[:1]], [LABELS, LABELS[:1]]
-    whole = head.loss(head(feature), labelled(boxes, labels))
-    mean = head.divisors(head.positives(labelled(boxes, labels))) / 2
-    parts = [head.loss(head(feature[i : i + 1]), labelled(boxes[i : i + 1], labels[i : i + 1]), mean) for i in range(2)]
+    whole = loss_of(head, head(feature), labelled(boxes, labels))
+    singles = [head.targets(labelled(boxes[i : i + 1], labels[i : i + 1])) for i in range(2)]
+    parts = [head.loss(head(feature[i : i + 1]), singles[i], Counts.of(singles)) for i in range(2)]
     for name, value in whole.items():
         assert float(sum(p[name].detach() for p in parts) / 2) == pytest.approx(float(value.detach()), rel=1e-5)
 
@@ -153,14 +158,14 @@ def test_loss_of_parts_adds_up_to_the_loss_of_the_whole(make):
 @pytest.mark.parametrize("make", [centerpoint_head, transfusion_head])
 def test_no_object_gives_a_finite_loss(make):
     head = make()
-    losses = head.loss(head(torch.randn(1, 16, *GRID.shape)), labelled([BOXES[:0]], [LABELS[:0]]))
+    losses = loss_of(head, head(torch.randn(1, 16, *GRID.shape)), labelled([BOXES[:0]], [LABELS[:0]]))
     assert all(torch.isfinite(v) for v in losses.values())
     sum(losses.values()).backward()
 
 
 def test_transfusion_assigns_each_box_its_nearest_proposal():
     head = transfusion_head()
-    codes = transfusion.encode(torch.cat([BOXES[1:], BOXES[:1], BOXES[:1] + 3]), GRID).nan_to_num()
+    codes = head.encode(torch.cat([BOXES[1:], BOXES[:1], BOXES[:1] + 3])).nan_to_num()
     logits = torch.zeros(3, len(CLASSES))
     proposal, box = head.assign(codes, logits, BOXES, LABELS)
     assert sorted(zip(proposal.tolist(), box.tolist(), strict=True)) == [(0, 1), (1, 0)]
@@ -192,7 +197,7 @@ def predictions_of(
         for task in head.labels
     ]
     exact, whole, _ = heatmap.cells_of(boxes, GRID)
-    codes = centerpoint.encode(boxes, exact - whole)
+    codes = box_code.encode(exact - whole, boxes)
     for code, (column, row), label, score in zip(codes, whole.tolist(), labels.tolist(), scores, strict=True):
         task = next(i for i, own in enumerate(head.labels) if label in own)
         maps[task]["heatmap"][0, head.labels[task].index(label), row, column] = torch.logit(score)
@@ -283,9 +288,9 @@ def test_heatmap_weight_multiplies_the_heatmap_loss_alone():
     head = centerpoint_head()
     maps = head(torch.randn(2, 16, *GRID.shape))
     batch = labelled([BOXES, BOXES[:1]], [LABELS, LABELS[:1]])
-    before = head.loss(maps, batch)
+    before = loss_of(head, maps, batch)
     head.heatmap_weight = centerpoint_head(heatmap_weight=6.0).heatmap_weight
-    after = head.loss(maps, batch)
+    after = loss_of(head, maps, batch)
     torch.testing.assert_close(after["heatmap"], 6 * before["heatmap"])
     assert torch.equal(after["box"], before["box"])
 
@@ -293,20 +298,20 @@ def test_heatmap_weight_multiplies_the_heatmap_loss_alone():
 def test_centerpoint_divides_boxes_by_their_number_and_a_little():
     """As published: heatmaps by the peaks, at least 1, boxes by n + 1e-4; of a task without objects too."""
     head = centerpoint_head()
-    divisors = head.divisors(head.positives(labelled([BOXES[:1]], [LABELS[:1]])))
-    torch.testing.assert_close(divisors, torch.tensor([1.0, 1.0, 1.0001, 0.0001]))
+    targets = head.targets(labelled([BOXES[:1]], [LABELS[:1]]))
+    assert {name: count.tolist() for name, count in targets.counts.items()} == {"peaks": [1, 0], "objects": [1, 0]}
     prediction = head.eval()(torch.randn(1, 16, *GRID.shape))
     code = torch.cat([prediction[0][name] for name in centerpoint.BRANCHES], dim=1)[0, :, 12, 25]
-    wanted = head.targets([BOXES[:1]], [LABELS[:1]])[0].code[0]
+    wanted = targets.values[0].code[0]
     total = ((code - wanted).abs() * torch.tensor(CODE_WEIGHTS)).sum()
-    found = head.loss(prediction, labelled([BOXES[:1]], [LABELS[:1]]))["box"]
+    found = loss_of(head, prediction, labelled([BOXES[:1]], [LABELS[:1]]))["box"]
     torch.testing.assert_close(found, 0.25 * total / 1.0001, rtol=1e-6, atol=0.0)
 
 
 def test_transfusion_divides_by_the_matches_of_all_layers():
     head = transfusion_head(layers=3)
-    assert head.positives(labelled([BOXES, BOXES[:1]], [LABELS, LABELS[:1]])).tolist() == [3.0, 9.0]
-    assert head.divisors(torch.zeros(2)).tolist() == [1.0, 1.0]
+    counts = head.targets(labelled([BOXES, BOXES[:1]], [LABELS, LABELS[:1]])).counts
+    assert {name: float(count) for name, count in counts.items()} == {"peaks": 3, "matched": 9}
 
 
 def test_starts_are_the_published_ones():
@@ -316,10 +321,10 @@ def test_starts_are_the_published_ones():
     for convolution in (head.shared[0], head.tasks[0].branches["size"][0][0]):
         spread = (2 / (9 * convolution.out_channels)) ** 0.5
         assert float(convolution.weight.detach().std()) == pytest.approx(spread, rel=0.1)
-    assert head.tasks[0].branches["heatmap"][1].bias.eq(centerpoint.HEATMAP_BIAS).all()
+    assert head.tasks[0].branches["heatmap"][1].bias.eq(heatmap.HEATMAP_BIAS).all()
     head = transfusion_head(channels=64, ffn=128)
     for last in (head.heatmap[1], head.predictors[0].branches["heatmap"][3]):  # ours, for a calmer start
-        assert last.bias.eq(centerpoint.HEATMAP_BIAS).all()
+        assert last.bias.eq(heatmap.HEATMAP_BIAS).all()
     assert float(head.heatmap[0][0].weight.detach().std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
     for name, parameter in head.layers.named_parameters():
         if parameter.dim() > 1:
@@ -347,7 +352,7 @@ def test_transfusion_keeps_scores_of_zero_and_bounds_the_bottom():
     predictions = {
         "score": torch.tensor([[0.5, 0.5, 0.0]]),
         "label": torch.zeros(1, 3, dtype=torch.long),
-        "layers": [{"codes": transfusion.encode(boxes, GRID)[None], "logits": torch.zeros(1, 3, len(CLASSES))}],
+        "layers": [{"codes": transfusion_head().encode(boxes)[None], "logits": torch.zeros(1, 3, len(CLASSES))}],
     }
     bounds = (-20.0, -20.0, -10.0, 20.0, 20.0, 10.0)
     assert head.decode(predictions, bounds=bounds, score=0.0)[0].scores.tolist() == [0.25, 0.0]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from counted import depth_loss
 from pyquaternion import Quaternion
 
 from vexkd.batch import Batch, collate
@@ -16,6 +17,7 @@ from vexkd.data.dataset import NuScenesDataset
 from vexkd.errors import InputError
 from vexkd.models import depth_net, lss
 from vexkd.models.lss import LiftSplat
+from vexkd.models.targets import Counts
 
 
 def camera_batch(points=None) -> Batch:
@@ -202,11 +204,11 @@ def test_depth_loss_by_hand_and_in_parts():
         right = targets[camera, row, column]
         total -= sum(math.log(p[k] if k == right else 1 - p[k]) for k in range(12))
         count += 1
-    loss = view.auxiliary_loss({"depth": logits}, batch)["depth"]
-    assert float(view.positives(batch)) == count > 8
+    loss = depth_loss(view, {"depth": logits}, batch)
+    assert float(view.targets(batch).counts["cells"]) == count > 8
     assert loss.item() == pytest.approx(3.0 * total / count, rel=1e-5)
-    halved = view.auxiliary_loss({"depth": logits}, batch, view.positives(batch) / 2)["depth"]
-    assert halved.item() == pytest.approx(2 * loss.item(), rel=1e-6)
+    doubled = view.auxiliary_loss({"depth": logits}, view.targets(batch), Counts(view.targets(batch).counts, parts=2))
+    assert doubled["depth"].item() == pytest.approx(2 * loss.item(), rel=1e-6)
     loss.backward()
     assert bool(logits.grad.isfinite().all())
     assert logits.grad[0, torch.from_numpy(targets < 0).unsqueeze(1).expand(-1, 12, -1, -1)].abs().max() == 0
@@ -218,7 +220,7 @@ def test_depth_loss_of_sure_answers_is_finite():
     logits = torch.zeros(1, 2, 12, 4, 8)
     logits[:, :, 11] = 1000.0
     logits.requires_grad_()
-    loss = view.auxiliary_loss({"depth": logits}, batch)["depth"]
+    loss = depth_loss(view, {"depth": logits}, batch)
     loss.backward()
     assert bool(loss.isfinite())
     assert bool(logits.grad.isfinite().all())
@@ -226,7 +228,7 @@ def test_depth_loss_of_sure_answers_is_finite():
 
 def test_depth_loss_without_points_says_what_to_do():
     with pytest.raises(InputError, match="depth loss needs LiDAR points"):
-        small_view(depth_net="bevdepth", aspp_channels=4).positives(two_cameras())
+        small_view(depth_net="bevdepth", aspp_channels=4).targets(two_cameras())
 
 
 def test_bevdepth_sees_the_cameras_and_needs_no_points_at_test():
@@ -247,7 +249,7 @@ def test_bevdepth_gradients_are_finite_and_reach_every_weight():
     view = small_view(depth_net="bevdepth", aspp_channels=4, step=1.2)
     batch = two_cameras(cloud())
     bev, auxiliary = view.forward_with_auxiliary([torch.randn(1, 2, 6, 4, 8)], batch)
-    (bev.square().mean() + view.auxiliary_loss(auxiliary, batch)["depth"]).backward()
+    (bev.square().mean() + depth_loss(view, auxiliary, batch)).backward()
     for name, parameter in view.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name

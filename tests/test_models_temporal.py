@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from counted import depth_loss
 from torch import Tensor, nn
 
 from vexkd.batch import Batch
@@ -123,7 +124,7 @@ def test_the_past_gives_no_gradients():
     whole, net = batch(), branch().train()
     whole.images.requires_grad_()
     bev, auxiliary = net(whole)
-    loss = bev.square().mean() + net.auxiliary_loss(auxiliary, whole)["depth"]
+    loss = bev.square().mean() + depth_loss(net, auxiliary, whole)
     loss.backward()
     assert whole.images.grad[:, :CAMERAS].abs().sum() > 0
     assert whole.images.grad[:, CAMERAS:].abs().sum() == 0
@@ -163,9 +164,13 @@ def test_depth_is_taught_in_the_current_frame_alone():
     current = frame_of(whole, 0, FRAMES)
     _, auxiliary = net(whole)
     assert auxiliary["depth"].shape == (2, CAMERAS, 12, 4, 8)
-    assert net.normalisers == 1
-    assert float(net.positives(whole)) == int((lss.depth_targets(current, 8, (1.0, 13.0, 1.0)) >= 0).sum()) > 0
-    torch.testing.assert_close(net.auxiliary_loss(auxiliary, whole), net.view.auxiliary_loss(auxiliary, current))
+    assert net.learns_depth
+    assert (
+        float(net.targets(whole).counts["cells"])
+        == int((lss.depth_targets(current, 8, (1.0, 13.0, 1.0)) >= 0).sum())
+        > 0
+    )
+    torch.testing.assert_close(depth_loss(net, auxiliary, whole), depth_loss(net.view, auxiliary, current))
 
 
 def test_needs_no_points_at_test():
@@ -180,4 +185,4 @@ def test_weights_that_time_adds_at_the_papers_size(depth_net):
     )
     assert net.out_channels == 720
     assert sum(p.numel() for p in net.pre_process.parameters()) == 5 * 9 * 80 * 80 + 80 + 4 * 2 * 80
-    assert net.normalisers == (depth_net == "bevdepth")
+    assert net.learns_depth == (depth_net == "bevdepth")

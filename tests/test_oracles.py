@@ -15,6 +15,7 @@ import pytest
 import shapely
 import torch
 from conftest import tiny_settings
+from counted import loss_of, step_of
 from shapely import affinity
 
 from vexkd import boxes as box_tools
@@ -30,7 +31,7 @@ from vexkd.distill.masks import MaskNet
 from vexkd.evaluate import detection, resamples
 from vexkd.evaluate.segmentation import Accumulator
 from vexkd.geometry import BevGrid
-from vexkd.models import bev_model, heatmap, lss, transfusion
+from vexkd.models import bev_model, heatmap, lss
 from vexkd.models.centerpoint import CenterPointHead
 from vexkd.models.fusion import FusionBlock, ModalityGeneralFusion
 from vexkd.models.map_head import MapHead
@@ -219,7 +220,7 @@ def learning(module: torch.nn.Module) -> bool:
 def test_11_the_masked_teachers_loss_reaches_the_masks_and_nothing_of_the_teacher(lesson):
     task, batch = lesson
     task.begin_step(0, 0)
-    terms, _ = task(batch, task.positives(batch))
+    terms, _ = step_of(task, batch)
     masked = {name: value for name, value in terms.items() if name.startswith("masked.")}
     assert set(masked) == {"masked.heatmap", "masked.class", "masked.box"}
     sum(masked.values()).backward()
@@ -233,7 +234,7 @@ def test_12_after_the_stop_masks_stay_and_the_student_is_still_taught(lesson):
     task.begin_step(1, 0)  # the tiny settings stop before epoch 1
     optimiser = torch.optim.AdamW(task.parameters(), lr=0.1)
     before = [p.detach().clone() for p in task.masks.parameters()]
-    terms, _ = task(batch, task.positives(batch))
+    terms, _ = step_of(task, batch)
     assert not [name for name in terms if name.startswith(("masked.", "mask."))]
     assert float(terms["distill.low"].detach()) > 0
     assert float(terms["distill.high"].detach()) > 0
@@ -260,7 +261,9 @@ def test_13_one_box_peaks_in_the_same_cell_everywhere():
     places = torch.tensor([column * 0.6 - 54, row * 0.6 - 54]) + offsets
     with torch.no_grad():
         low = encoder([torch.cat([places, torch.tensor([[-1.0, 10.0, 0.0]]).expand(16, -1)], 1)])[0].sum(0)
-    sparse = centerpoint_head(PAPER_GRID).targets([box], [LABELS[:1]])[0].heatmap[0, 0]
+    sparse = (
+        centerpoint_head(PAPER_GRID).targets(SimpleNamespace(boxes=[box], labels=[LABELS[:1]])).values[0].heatmap[0, 0]
+    )
     dense = transfusion_head(PAPER_GRID).heatmap_targets([box], [LABELS[:1]])[0, CAR]
     assert low.shape == sparse.shape == dense.shape == (180, 180)
     assert int(low.argmax()) == int(sparse.argmax()) == int(dense.argmax()) == row * 180 + column
@@ -464,7 +467,7 @@ def test_rotated_iou_is_shapelys():
 
 def test_centerpoint_targets_by_hand():
     """Cells of 0.6 m from -12: the car at 25.1667, 12.1667; the pedestrian at 9.6667, 29.8333."""
-    car, pedestrian = centerpoint_head().targets([BOXES], [LABELS])
+    car, pedestrian = centerpoint_head().targets(SimpleNamespace(boxes=[BOXES], labels=[LABELS])).values
     assert (car.row.tolist(), car.column.tolist()) == ([12], [25])
     assert (pedestrian.row.tolist(), pedestrian.column.tolist()) == ([29], [9])
     expected = [
@@ -515,9 +518,10 @@ def test_centerpoint_loss_in_loops():
     head = centerpoint_head()
     maps = head(torch.randn(1, 4, *GRID.shape))
     maps[0]["heatmap"] = maps[0]["heatmap"].detach() * 8 - 4
-    found = head.loss(maps, SimpleNamespace(boxes=[BOXES], labels=[LABELS]))
+    batch = SimpleNamespace(boxes=[BOXES], labels=[LABELS])
+    found = loss_of(head, maps, batch)
     heat, box = 0.0, 0.0
-    for task, target in zip(maps, head.targets([BOXES], [LABELS]), strict=True):
+    for task, target in zip(maps, head.targets(batch).values, strict=True):
         heat += plain_heatmap_loss(task["heatmap"], target.heatmap)
         row, column = int(target.row), int(target.column)
         code = torch.cat([task[name][0, :, row, column] for name in ("offset", "z", "size", "yaw", "velocity")])
@@ -558,7 +562,7 @@ def test_transfusion_matches_by_the_published_costs_and_learns_by_the_published_
 
     dense = random_maps(1, 10, *GRID.shape, dtype=torch.float32) * 5
     predictions = {"heatmap": dense, "layers": [{"codes": codes[None], "logits": logits[None]}]}
-    found = head.loss(predictions, SimpleNamespace(boxes=[BOXES], labels=[LABELS]))
+    found = loss_of(head, predictions, SimpleNamespace(boxes=[BOXES], labels=[LABELS]))
     focal, l1 = 0.0, 0.0
     for q, k in itertools.product(range(3), range(10)):
         p = 1 / (1 + math.exp(-float(logits[q, k])))
@@ -588,7 +592,7 @@ def test_transfusion_counts_distance_over_the_range(farther, chosen):
     proposed[:, 0] -= torch.tensor([6.0, 6.0 + farther])
     logits = torch.full((2, 10), -5.0)
     logits[:, CAR] = torch.tensor([0.2, 0.5]).logit()
-    proposal, _ = head.assign(transfusion.encode(proposed, GRID), logits, box, LABELS[:1])
+    proposal, _ = head.assign(head.encode(proposed), logits, box, LABELS[:1])
     assert proposal.tolist() == [chosen]
 
 
@@ -609,7 +613,7 @@ def test_transfusion_scores_are_class_times_heatmap_for_the_proposals_own_class(
     turned = boxes.copy()
     turned[:, 6] = np.arctan2(np.sin(boxes[:, 6]), np.cos(boxes[:, 6]))
     np.testing.assert_allclose(found.boxes.numpy(), turned[order], atol=1e-4)
-    again = transfusion.encode(found.boxes, GRID)
+    again = head.encode(found.boxes)
     np.testing.assert_allclose(again.numpy(), codes.numpy()[order], atol=1e-4)
 
 

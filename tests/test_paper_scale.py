@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from counted import loss_of, step_of
 
 from vexkd import settings
 from vexkd.batch import Batch, collate
@@ -70,7 +71,7 @@ def test_model_of_the_papers_size_takes_a_step(name, keyframe, infos):
     else:
         assert output.features["low"].shape[1] == 256
         assert output.features["high"].shape[1] == 512
-    losses = model.loss(output, batch)
+    losses = loss_of(model, output, batch)
     assert all(math.isfinite(value.detach()) for value in losses.values()), losses
     sum(losses.values()).backward()
     learning = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
@@ -117,7 +118,7 @@ def test_distillation_of_the_papers_size_takes_a_step(name, keyframe, infos):
     ).train()
     task.begin_step(0, 0)
     batch = batch_of(run, teacher, keyframe, infos)
-    terms, watched = task(batch, task.positives(batch).clamp(min=1))
+    terms, watched = step_of(task, batch)
     assert all(math.isfinite(value.detach()) for value in terms.values()), terms
     sum(terms.values()).backward()
     assert {n for n, p in task.named_parameters() if p.grad is not None and n.startswith("teacher.")} == set()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vexkd.models.bev_model import BEVModel
+from vexkd.models.blocks import match_width
 
 Adapter = Literal["none", "where-widths-differ", "always", "generator"]
 
@@ -28,9 +29,9 @@ def adapter(kind: Adapter, student: int, teacher: int, *, hidden: float) -> nn.M
     """
     if kind == "generator":
         return Generator(student, teacher, hidden=hidden)
-    if kind == "none" or (kind == "where-widths-differ" and student == teacher):
+    if kind == "none":
         return nn.Identity()
-    return nn.Conv2d(student, teacher, 1)
+    return nn.Conv2d(student, teacher, 1) if kind == "always" else match_width(student, teacher)
 
 
 class Generator(nn.Module):
@@ -39,7 +40,7 @@ class Generator(nn.Module):
     def __init__(self, student: int, teacher: int, *, hidden: float) -> None:
         super().__init__()
         self.hidden = hidden
-        self.align = nn.Conv2d(student, teacher, 1) if student != teacher else nn.Identity()
+        self.align = match_width(student, teacher)
         self.generate = nn.Sequential(
             nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(), nn.Conv2d(teacher, teacher, 3, padding=1)
         )

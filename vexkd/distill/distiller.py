@@ -15,6 +15,7 @@ from vexkd.distill.lesson import Lesson, Method
 from vexkd.distill.peers import bevdistill, focal, maskd, s2m2, unidistill
 from vexkd.distill.schedule import MaskSchedule
 from vexkd.models.bev_model import BEVModel
+from vexkd.models.targets import Counts, Targets
 from vexkd.settings import Distill
 
 # A method by the name it has in `distill.method`; each is built from the same four arguments.
@@ -70,35 +71,29 @@ class Distiller(nn.Module):
             self.masks.requires_grad_(self.learn_masks)
             self.masks.train(self.learn_masks)
 
-    def positives(self, batch: Batch) -> Tensor:
-        """Normalisers of the student, then of the teacher, then of the method."""
-        counts = [self.student.positives(batch), self.teacher.positives(batch)]
-        return torch.cat([*counts, self.method.positives(batch).to(counts[0])])
+    def targets(self, batch: Batch) -> Targets:
+        """The student's and the method's and, while masks learn from it, those of the teacher's head."""
+        parts = {"student": self.student.targets(batch), "method": self.method.targets(batch)}
+        if self.learn_masks:
+            parts["teacher"] = self.teacher.head.targets(batch)
+        return Targets.join(**parts)
 
-    def divisors(self, positives: Tensor) -> Tensor:
-        """What the losses of a whole batch are divided by, from its counts."""
-        own, teachers, counts = self._split(positives)
-        return torch.cat([self.student.divisors(own), self.teacher.divisors(teachers), counts.clamp(min=1)])
-
-    def _split(self, positives: Tensor) -> tuple[Tensor, ...]:
-        return positives.split([self.student.normalisers, self.teacher.normalisers, self.method.normalisers])
-
-    def forward(self, batch: Batch, positives: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def forward(self, batch: Batch, targets: Targets, counts: Counts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted loss terms, whose sum is to be minimised, and figures to watch."""
-        own, teachers, counts = self._split(positives)
         with torch.no_grad():
-            taught = self.teacher.features(batch.for_teacher())
+            teacher_features = self.teacher.features(batch.for_teacher())
         output = self.student(batch)
-        terms = {f"task.{k}": v for k, v in self.student.loss(output, batch, own).items()}
-        lesson = Lesson(batch, self.student, self.teacher, output, taught, self.learn_masks, counts, teachers)
-        taken, watched = self.method(lesson)
-        terms |= taken
+        task = self.student.loss(output, targets.under("student"), counts.under("student"))
+        terms = {f"task.{name}": value for name, value in task.items()}
+        lesson = Lesson(batch, self.student, self.teacher, output, teacher_features, self.learn_masks, targets, counts)
+        method_terms, watched = self.method(lesson)
+        terms |= method_terms
         if self.monitoring and torch.is_grad_enabled():
             watched |= gradient_norms(terms, {level: output.features[level] for level in ("low", "high")})
         return terms, watched
 
 
-def gradient_norms(terms: dict[str, Tensor], maps: dict[str, Tensor]) -> dict[str, float]:
+def gradient_norms(terms: dict[str, Tensor], maps: dict[str, Tensor]) -> dict[str, Tensor]:
     """Norm of each term's gradient in the student's maps, as `gradient.<term>.<level>`; 0 where a term does not reach.
 
     Summed over the samples: a term is a mean over them, so this is one sample's norm on average, however a batch is split.
@@ -106,11 +101,11 @@ def gradient_norms(terms: dict[str, Tensor], maps: dict[str, Tensor]) -> dict[st
     """
     norms = {}
     for name, term in terms.items():
-        found: tuple[Tensor | None, ...] = (None,) * len(maps)
+        gradients: tuple[Tensor | None, ...] = (None,) * len(maps)
         if term.requires_grad:
-            found = torch.autograd.grad(term, list(maps.values()), retain_graph=True, allow_unused=True)
-        for level, gradient in zip(maps, found, strict=True):
-            norm = 0.0 if gradient is None else gradient.float().flatten(1).norm(dim=1).sum().item()
+            gradients = torch.autograd.grad(term, list(maps.values()), retain_graph=True, allow_unused=True)
+        for level, gradient in zip(maps, gradients, strict=True):
+            norm = term.new_zeros(()) if gradient is None else gradient.float().flatten(1).norm(dim=1).sum()
             norms[f"gradient.{name}.{level}"] = norm
     return norms
 

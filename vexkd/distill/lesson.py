@@ -12,29 +12,30 @@ from torch import Tensor, nn
 from vexkd.batch import Batch, Output
 from vexkd.errors import InputError
 from vexkd.models.bev_model import BEVModel
+from vexkd.models.targets import Counts, Targets
 
 
 @dataclass
 class Lesson:
     """One step. B batch, C channels, Y X BEV.
 
-    output: the student's, with gradients. taught: the teacher's maps (B, C, Y, X), without. learning: whether masks learn
-    in this step. counts: the method's own `positives`, teacher_counts the teacher's, both as a loss divides by them.
+    output: the student's, with gradients. teacher_features: the teacher's maps (B, C, Y, X), without. learning: whether
+    masks learn in this step. targets, counts: by `student`, `method` and, while masks learn, `teacher`.
     """
 
     batch: Batch
     student: BEVModel
     teacher: BEVModel
     output: Output
-    taught: dict[str, Tensor]
+    teacher_features: dict[str, Tensor]
     learning: bool
-    counts: Tensor
-    teacher_counts: Tensor
+    targets: Targets
+    counts: Counts
 
     @torch.no_grad()
     def teacher_predictions(self) -> Any:
         """The raw output of the teacher's head."""
-        return self.teacher.head(self.taught["high"])
+        return self.teacher.head(self.teacher_features["high"])
 
     def masked_teacher_loss(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Eq. 4 in cascade: masked low -> BEV encoder -> masked high -> head -> task loss; gradients reach only the masks.
@@ -42,28 +43,28 @@ class Lesson:
         masks: (B, 1, Y, X) by level.
         """
         if "low" in masks:
-            high = self.teacher.bev_encoder(self.taught["low"] * masks["low"])
+            high = self.teacher.bev_encoder(self.teacher_features["low"] * masks["low"])
         else:
-            high = self.taught["high"]
+            high = self.teacher_features["high"]
         if "high" in masks:
             high = high * masks["high"]
-        return self.teacher.loss(Output(predictions=self.teacher.head(high)), self.batch, self.teacher_counts)
+        return self.teacher.head.loss(
+            self.teacher.head(high), self.targets.under("teacher"), self.counts.under("teacher")
+        )
 
 
 class Method(nn.Module):
     """A method: a module whose parameters are trained with the student and dropped after.
 
-    normalisers: the length of `positives`, counts that are summed over the parts of a global batch before the loss divides
-    by them, so that every split of a batch gives the same gradients. masks: the module that learns where to distil and is
-    frozen by the schedule, or None. forward: from a `Lesson` weighted loss terms, and figures to watch.
+    masks: the module that learns where to distil and is frozen by the schedule, or None. forward: from a `Lesson` weighted
+    loss terms, and figures to watch.
     """
 
-    normalisers = 0
     masks: nn.Module | None  # no default here: it would hide a module of this name
 
-    def positives(self, batch: Batch) -> Tensor:
-        """The counts, (normalisers,); none where the loss divides by no count."""
-        return torch.zeros(0)
+    def targets(self, batch: Batch) -> Targets:
+        """What the method reads of the ground truth, with the counts that its terms are divided by, if any."""
+        return Targets()
 
 
 def weights_of(method: str, published: Mapping[str, float], chosen: Mapping[str, float] | None) -> dict[str, float]:

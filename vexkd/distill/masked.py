@@ -56,14 +56,14 @@ class MaskedDistillation(Method):
         """What the schedule freezes."""
         return self.drawing if self.learns else None
 
-    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         masks = self.make_masks(lesson)
         terms: dict[str, Tensor] = {}
         if lesson.learning:
             terms |= {f"masked.{name}": value for name, value in lesson.masked_teacher_loss(masks).items()}
         for level in self.levels:
             adapted = self.adapters[level](lesson.output.features[level])
-            terms |= self.level_terms(level, adapted, lesson.taught[level], masks.get(level), lesson.learning)
+            terms |= self.level_terms(level, adapted, lesson.teacher_features[level], masks.get(level), lesson.learning)
         watched = {f"mask.{lvl}.{k}": v for lvl, m in masks.items() for k, v in mask_parts.statistics(m).items()}
         return terms, watched
 
@@ -72,17 +72,17 @@ class MaskedDistillation(Method):
         if self.drawing is None:
             return {}
         with torch.set_grad_enabled(lesson.learning and torch.is_grad_enabled()):
-            return self.drawing(lesson.taught, lesson.batch)
+            return self.drawing(lesson.teacher_features, lesson.batch)
 
     def level_terms(
         self, level: str, student: Tensor, teacher: Tensor, mask: Tensor | None, learning: bool
     ) -> dict[str, Tensor]:
         """Eq. 7 at one level, weighted by lambda for the student and by mu for the mask; `student` is adapted."""
-        held = mask.detach() if mask is not None and self.detached else mask
-        terms = {f"distill.{level}": self.student_weight * self.compare(student, teacher, held)}
+        fixed_mask = mask.detach() if mask is not None and self.detached else mask
+        terms = {f"distill.{level}": self.student_weight * self.compare(student, teacher, fixed_mask)}
         if learning:
-            seen = student.detach() if self.detached else student
-            terms[f"mask.{level}"] = self.mask_weight * self.compare(seen, teacher, mask)
+            fixed_student = student.detach() if self.detached else student
+            terms[f"mask.{level}"] = self.mask_weight * self.compare(fixed_student, teacher, mask)
         return terms
 
 
@@ -98,8 +98,8 @@ def build(*, settings: Distill, student: BEVModel, teacher: BEVModel, teacher_na
         for level in settings.levels
     }
 
-    def compare(ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
-        return scale * loss.compare(ours, theirs, mask, **options)
+    def compare(student_map: Tensor, teacher_map: Tensor, mask: Tensor | None) -> Tensor:
+        return scale * loss.compare(student_map, teacher_map, mask, **options)
 
     return MaskedDistillation(
         drawing=drawing,

@@ -17,6 +17,7 @@ from vexkd.distill.adapters import widths
 from vexkd.errors import InputError
 from vexkd.geometry import BevGrid
 from vexkd.models.bev_model import BEVModel
+from vexkd.models.blocks import feed_forward, match_width
 from vexkd.models.heatmap import cells_of
 from vexkd.ops.deformable_attention import DeformableAttention, reference_points
 from vexkd.settings import Distill
@@ -50,7 +51,7 @@ class MaskNet(nn.Module):
         channels = query.shape[1]
         self.shape = (shape[0], shape[1])
         self.query = nn.Parameter(query.detach().clone())
-        self.project = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else nn.Identity()
+        self.project = match_width(in_channels, channels)
         self.blocks = nn.ModuleList(
             MaskBlock(channels=channels, heads=heads, points=points, ffn=ffn, dropout=dropout) for _ in range(blocks)
         )
@@ -74,15 +75,13 @@ class MaskBlock(nn.Module):
     def __init__(self, *, channels: int, heads: int, points: int, ffn: int, dropout: float) -> None:
         super().__init__()
         self.cross = DeformableAttention(channels=channels, heads=heads, points=points, query_channels=2 * channels)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(channels, ffn), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(ffn, channels)
-        )
+        self.feed_forward = feed_forward(channels, ffn, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, query: Tensor, value: Tensor, reference: Tensor, shape: tuple[int, int]) -> Tensor:
-        seen = self.cross(torch.cat([query, value], dim=-1), reference, value, [shape])
-        query = self.norms[0](query + self.dropout(seen))
+        attended = self.cross(torch.cat([query, value], dim=-1), reference, value, [shape])
+        query = self.norms[0](query + self.dropout(attended))
         return self.norms[1](query + self.dropout(self.feed_forward(query)))
 
 
@@ -93,9 +92,9 @@ class LearnedMasks(nn.Module):
         super().__init__()
         self.nets = nn.ModuleDict(nets)
 
-    def forward(self, taught: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def forward(self, teacher_features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Masks (B, 1, Y, X) by level, each from its level's own map of the teacher."""
-        return {level: net(taught[level]) for level, net in self.nets.items()}
+        return {level: net(teacher_features[level]) for level, net in self.nets.items()}
 
 
 class DrawnMasks(nn.Module):
@@ -106,9 +105,9 @@ class DrawnMasks(nn.Module):
         self.draw, self.levels = draw, tuple(levels)
 
     @torch.no_grad()
-    def forward(self, taught: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def forward(self, teacher_features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Masks (B, 1, Y, X) by level."""
-        return {level: self.draw(taught[level], batch) for level in self.levels}
+        return {level: self.draw(teacher_features[level], batch) for level in self.levels}
 
 
 def at_key_points(feature: Tensor, batch: Batch, *, grid: BevGrid) -> Tensor:
@@ -179,7 +178,7 @@ def first_query(mask: str, teacher: BEVModel, teacher_name: str) -> Tensor:
 
 
 @torch.no_grad()
-def statistics(mask: Tensor) -> dict[str, float]:
+def statistics(mask: Tensor) -> dict[str, Tensor]:
     """Mean, mean of the samples' maxima and mean binary entropy (bits): a mask that fades or saturates shows here first.
 
     The entropy of a mask with values above 1 is that of the mask over its sample's maximum.
@@ -187,4 +186,4 @@ def statistics(mask: Tensor) -> dict[str, float]:
     top = mask.flatten(1).amax(1)
     p = (mask / top.clamp(min=1).view(-1, 1, 1, 1)).clamp(1e-6, 1 - 1e-6)
     entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
-    return {"mean": mask.mean().item(), "max": top.mean().item(), "entropy": entropy.mean().item()}
+    return {"mean": mask.mean(), "max": top.mean(), "entropy": entropy.mean()}

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -33,6 +32,7 @@ from vexkd.data.infos import load as load_infos
 from vexkd.errors import InputError
 from vexkd.experiment import Experiment
 from vexkd.measure import summary
+from vexkd.measure.plain_attention import plain_attention
 from vexkd.models.bev_model import BEVModel
 from vexkd.settings import Params, Run
 from vexkd.train import tasks
@@ -189,7 +189,7 @@ def _dense_part(model: BEVModel, batch: Batch) -> tuple[str, FromBev | FromImage
 
 def _translate(module: nn.Module, name: str, value: Tensor, names: list[str], *, one_rig: bool) -> Any:
     """The ONNX model of a module with one input."""
-    with torch.no_grad(), _plain_attention(), _quiet():
+    with torch.no_grad(), plain_attention(), _quiet():
         if one_rig:
             program = torch.export.export(_for_one_rig(module, value), (value,))
         else:
@@ -289,18 +289,6 @@ def _marked_as_exporting() -> Iterator[None]:
         yield
     finally:
         torch.compiler._is_exporting_flag = before
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as matrix products and a softmax, in place of fused operations that have no name in ONNX."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextlib.contextmanager

@@ -27,11 +27,12 @@ from vexkd.distill import distiller
 from vexkd.errors import InputError
 from vexkd.measure.cost import Measured, Probe, distinct, freezes
 from vexkd.models import bev_model
+from vexkd.models.targets import Counts
 from vexkd.settings import MAP_CLASSES, Params, Run
 from vexkd.train import optim, tasks
-from vexkd.train.loop import Supervised
 from vexkd.train.predict import infer
 from vexkd.train.seeding import seed_everything
+from vexkd.train.tasks import Supervised
 
 # nuScenes' sensors: LiDAR height, rings and their elevations; horizontal directions a turn; cameras' yaw and focal length.
 _LIDAR_HEIGHT = 1.84
@@ -174,7 +175,8 @@ def _train(
         began = _now(device)
         batch = batch.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            terms, _ = task(batch, task.divisors(task.positives(batch)))
+            targets = task.targets(batch)
+            terms, _ = task(batch, targets, Counts.of([targets]))
         sum(terms.values()).backward()
         middle = _now(device)
         torch.nn.utils.clip_grad_norm_(trainable, run.train.clip)

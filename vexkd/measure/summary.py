@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -28,6 +27,7 @@ from vexkd.data.infos import load as load_infos
 from vexkd.errors import InputError
 from vexkd.experiment import Experiment
 from vexkd.measure import forecast
+from vexkd.measure.plain_attention import plain_attention
 from vexkd.models import bev_model
 from vexkd.models.bev_model import BEVModel
 from vexkd.ops.sparse_conv import SparseConv
@@ -158,13 +158,8 @@ def of_model(model: BEVModel, batch: Batch, *, name: str, depth: int = 0) -> Sum
 def trace(model: nn.Module, *inputs: Any) -> Trace:
     """Call a module once, without gradients, and count."""
     traced = Trace(model)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operation, of which nothing can be counted
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), traced:
-            model(*inputs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.no_grad(), plain_attention(), traced:
+        model(*inputs)
     return traced
 
 

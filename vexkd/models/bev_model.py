@@ -24,6 +24,7 @@ from vexkd.models.layout import lay_out
 from vexkd.models.lss import LiftSplat
 from vexkd.models.map_head import MapHead
 from vexkd.models.sparse_encoder import SparseEncoder
+from vexkd.models.targets import Counts, Targets
 from vexkd.models.temporal import TemporalCameraBranch
 from vexkd.models.transfusion import TransFusionHead
 from vexkd.settings import MAP_CLASSES, Run
@@ -40,32 +41,26 @@ class CameraBranch(nn.Module):
     def __init__(self, *, encoder: nn.Module, view: nn.Module) -> None:
         super().__init__()
         self.encoder, self.view = encoder, view
+        self.learns_depth = view.learns_depth  # whether the view has a loss of its own
         self.out_channels = view.out_channels
-
-    @property
-    def normalisers(self) -> int:
-        """Length of `positives`: what the view's own loss, if it has one, is divided by."""
-        return getattr(self.view, "normalisers", 0)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The BEV map (B, C, Y, X), and in training what `auxiliary_loss` reads."""
         features = self.encoder(batch.images)
-        if self.normalisers and self.training:
+        if self.learns_depth and self.training:
             return self.view.forward_with_auxiliary(features, batch)
         return self.view(features, batch), {}
 
     def begin_epoch(self, epoch: int) -> None:
         """Nothing changes with the epoch."""
 
-    def positives(self, batch: Batch) -> Tensor:
-        return self.view.positives(batch)
+    def targets(self, batch: Batch) -> Targets:
+        """What the view's own loss reads."""
+        return self.view.targets(batch)
 
-    def divisors(self, positives: Tensor) -> Tensor:
-        return self.view.divisors(positives)
-
-    def auxiliary_loss(self, auxiliary: dict[str, Tensor], batch: Batch, positives: Tensor) -> dict[str, Tensor]:
+    def auxiliary_loss(self, auxiliary: dict[str, Tensor], targets: Targets, counts: Counts) -> dict[str, Tensor]:
         """The view's own loss terms."""
-        return self.view.auxiliary_loss(auxiliary, batch, positives)
+        return self.view.auxiliary_loss(auxiliary, targets, counts)
 
 
 class BEVModel(nn.Module):
@@ -137,41 +132,19 @@ class BEVModel(nn.Module):
         if self.camera is not None:
             self.camera.begin_epoch(epoch)
 
-    @property
-    def normalisers(self) -> int:
-        """Length of `positives`."""
-        return self.head.normalisers + (self.camera.normalisers if self.camera is not None else 0)
+    def targets(self, batch: Batch) -> Targets:
+        """What the losses read of a batch: the head's targets and, where the camera branch has a loss of its own, its."""
+        parts = {"head": self.head.targets(batch)}
+        if self.camera is not None and self.camera.learns_depth:
+            parts["camera"] = self.camera.targets(batch)
+        return Targets.join(**parts)
 
-    def positives(self, batch: Batch) -> Tensor:
-        """Counts that normalise the loss; the `divisors` of their sum over a global batch make every split of it equal."""
-        counts = self.head.positives(batch)
-        if self.camera is not None and self.camera.normalisers:
-            counts = torch.cat([counts, self.camera.positives(batch)])
-        return counts
-
-    def divisors(self, positives: Tensor) -> Tensor:
-        """What the losses of a whole batch are divided by, from its counts."""
-        own, camera = self._split(positives)
-        found = [self.head.divisors(own)]
-        if len(camera):
-            found.append(self.camera.divisors(camera))
-        return torch.cat(found)
-
-    def _split(self, positives: Tensor) -> tuple[Tensor, ...]:
-        """The head's numbers, and the camera branch's, of which there may be none."""
-        return positives.split([self.head.normalisers, self.normalisers - self.head.normalisers])
-
-    def loss(self, output: Output, batch: Batch, positives: Tensor | None = None) -> dict[str, Tensor]:
-        """The loss terms of the head, and of the camera branch where the output holds what its own loss reads.
-
-        positives: the whole batch's divisors over the number of parts, where this is one of them; default: its own.
-        """
-        if positives is None:
-            positives = self.divisors(self.positives(batch))
-        own, camera = self._split(positives)
-        terms = self.head.loss(output.predictions, batch, own)
+    def loss(self, output: Output, targets: Targets, counts: Counts) -> dict[str, Tensor]:
+        """The loss terms of the head, and of the camera branch where the output holds what its own loss reads."""
+        terms = self.head.loss(output.predictions, targets.under("head"), counts.under("head"))
         if output.auxiliary:
-            terms = terms | self.camera.auxiliary_loss(output.auxiliary, batch, camera)
+            own = targets.under("camera"), counts.under("camera")
+            terms = terms | self.camera.auxiliary_loss(output.auxiliary, *own)
         return terms
 
     @torch.no_grad()

@@ -12,23 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vexkd.models.sparse_encoder import BATCH_NORM
-
-
-def conv_norm_act(in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, **norm) -> nn.Sequential:
-    """Convolution without bias that keeps the map's size (over its stride), BatchNorm, ReLU."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels, **norm), nn.ReLU(inplace=True))
-
-
-def start_by_fan_out(module: nn.Module) -> nn.Module:
-    """Draw the convolutions inside anew as mmcv starts them: He's normal by what leaves them, no bias. The same module."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-    return module
+from vexkd.models.blocks import BATCH_NORM, conv_norm_act, start_by_fan_out
 
 
 class SecondBackbone(nn.Module):

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vexkd.batch import Batch
 from vexkd.geometry import BevGrid
+from vexkd.models.blocks import feed_forward
 from vexkd.ops.deformable_attention import deformable_sample, reference_points, start_as_star
 
 # Distance in metres of a pillar's lowest and highest point from the bottom and top of the range (BEVFormer).
@@ -45,6 +46,8 @@ class BEVFormerView(nn.Module):
     shared out among the `pillar` heights of a cell. recompute: forget what is inside a layer and compute it again on the way
     back, for memory. BEVFormer's ego motion (CAN bus) and history have no part here.
     """
+
+    learns_depth = False
 
     def __init__(
         self,
@@ -180,9 +183,7 @@ class BEVFormerLayer(nn.Module):
             levels=levels,
             pillar=pillar,
         )
-        self.feed_forward = nn.Sequential(
-            nn.Linear(channels, ffn), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(ffn, channels)
-        )
+        self.feed_forward = feed_forward(channels, ffn, dropout)
         for linear in (self.feed_forward[0], self.feed_forward[3]):
             nn.init.xavier_uniform_(linear.weight)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))

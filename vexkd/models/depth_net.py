@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vexkd.batch import Batch
-from vexkd.models.bev_neck import BasicBlock, conv_norm_act
+from vexkd.models.bev_neck import BasicBlock
+from vexkd.models.blocks import conv_norm_act
 
 # Of each camera: focal lengths and principal point, two rows of the image augmentation, five entries of the BEV
 # augmentation, three rows of its pose.

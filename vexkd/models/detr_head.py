@@ -1,7 +1,6 @@
 """BEVFormer's query head: learned queries look into the BEV map, layer after layer, and each becomes one box or none.
 
-B batch, Q queries, C channels, M boxes, K classes, Y X BEV. A box code has ten numbers: x y z (gravity centre) in metres, log
-l w h, sin and cos of yaw, vx vy.
+B batch, Q queries, C channels, M boxes, K classes, Y X BEV. A box code (see `box_code`) has the centre in metres.
 """
 
 from __future__ import annotations
@@ -9,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from vexkd.batch import Batch, Detections
 from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
-from vexkd.models import heatmap
-from vexkd.models.centerpoint import within
+from vexkd.models import box_code, heatmap
+from vexkd.models.blocks import feed_forward
+from vexkd.models.matching import focal_class_cost, hungarian, matched_loss
+from vexkd.models.targets import Counts, Targets
 from vexkd.ops.deformable_attention import DeformableAttention
 
-CODE = 10
 # Leading numbers of the code that the matching compares: all but the velocity (BEVFormer).
 MATCHED = 8
 # Start of the class logits: a probability of 0.01 (RetinaNet).
@@ -33,6 +32,9 @@ class DetrHead(nn.Module):
 
     Costs and weights: class (focal) and box (L1 of the codes, in the matching without the velocity).
     """
+
+    has_queries = True
+    box_maps = None
 
     def __init__(
         self,
@@ -56,7 +58,6 @@ class DetrHead(nn.Module):
         self.grid = grid
         self.costs = {"class": class_cost, "box": box_cost}
         self.weights = {"class": class_weight, "box": box_weight}
-        self.normalisers = 1  # length of `positives`
         self.register_buffer("code_weights", torch.tensor(list(code_weights)), persistent=False)
         self.query = nn.Parameter(torch.randn(queries, channels))
         self.position = nn.Parameter(torch.randn(queries, channels))
@@ -92,64 +93,69 @@ class DetrHead(nn.Module):
         low, high = place.new_tensor(self.grid.bounds).chunk(2)
         return place * (high - low) + low
 
-    def _inside(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Boxes and labels of each sample whose centre lies on the grid: no query can say another place."""
-        masks = [heatmap.cells_of(boxes, self.grid)[2] for boxes in batch.boxes]
-        return [(b[m], k[m]) for b, k, m in zip(batch.boxes, batch.labels, masks, strict=True)]
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Targets:
+        """Boxes and labels of each sample whose centre lies on the grid: no query can say another place.
 
-    def positives(self, batch: Batch) -> Tensor:
-        """What the losses are divided by: the matched queries (1,)."""
-        count = sum(min(len(boxes), len(self.query)) for boxes, _ in self._inside(batch))
-        return torch.tensor([float(count)], device=self.query.device)
+        Which query is matched to which box depends on the predictions and is part of the loss. Count: `matched` queries.
+        """
+        on_grid = [heatmap.cells_of(boxes, self.grid)[2] for boxes in batch.boxes]
+        wanted = [(b[mask], k[mask]) for b, k, mask in zip(batch.boxes, batch.labels, on_grid, strict=True)]
+        matched = sum(min(len(boxes), len(self.query)) for boxes, _ in wanted)
+        return Targets(wanted, {"matched": torch.tensor(float(matched), device=self.query.device)})
 
-    def divisors(self, positives: Tensor) -> Tensor:
-        """What the losses of a whole batch are divided by, from its count."""
-        return positives.clamp(min=1)
-
-    def loss(
-        self, predictions: list[dict[str, Tensor]], batch: Batch, positives: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Class and box loss, each summed over the decoder layers; `positives` as in CenterPoint's head."""
-        if positives is None:
-            positives = self.divisors(self.positives(batch))
-        classes, boxes = 0.0, 0.0
+    def loss(self, predictions: list[dict[str, Tensor]], targets: Targets, counts: Counts) -> dict[str, Tensor]:
+        """Class and box loss, each summed over the decoder layers and divided by the matched queries of one layer."""
+        class_loss, box_loss = 0.0, 0.0
         for layer in predictions:
-            for sample, (wanted, labels) in enumerate(self._inside(batch)):
+            for sample, (boxes, labels) in enumerate(targets.values):
                 codes, logits = layer["codes"][sample], layer["logits"][sample]
-                chosen, truth = self.assign(codes.detach(), logits.detach(), wanted, labels)
-                target = torch.zeros_like(logits)
-                target[chosen, labels[truth]] = 1.0
-                classes = classes + heatmap.sigmoid_focal_loss(logits, target).sum()
-                code = encode(wanted[truth])
-                known = code.isfinite()
-                code = torch.where(known, code, codes[chosen].detach())
-                boxes = boxes + ((codes[chosen] - code).abs() * self.code_weights).sum()
-        matched = positives.squeeze()
-        return {"class": self.weights["class"] * classes / matched, "box": self.weights["box"] * boxes / matched}
+                matched, box = self.assign(codes.detach(), logits.detach(), boxes, labels)
+                truth = {"target_codes": self.encode(boxes[box]), "labels": labels[box]}
+                losses = matched_loss(codes, logits, matched, **truth, code_weights=self.code_weights)
+                class_loss, box_loss = class_loss + losses[0], box_loss + losses[1]
+        count = counts.share("matched", at_least=1)
+        return {"class": self.weights["class"] * class_loss / count, "box": self.weights["box"] * box_loss / count}
 
     @torch.no_grad()
     def assign(self, codes: Tensor, logits: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Hungarian matching of queries to boxes: indices of the matched queries and of their boxes."""
-        if len(boxes) == 0:
-            empty = torch.zeros(0, dtype=torch.long, device=codes.device)
-            return empty, empty
-        cost = self.costs["class"] * class_cost(logits)[:, labels]  # Q M
-        cost = cost + self.costs["box"] * torch.cdist(codes[:, :MATCHED], encode(boxes)[:, :MATCHED], p=1)
-        query, box = linear_sum_assignment(cost.nan_to_num(nan=1e5, posinf=1e5, neginf=-1e5).cpu().numpy())
-        return tuple(torch.as_tensor(index, device=codes.device) for index in (query, box))
+        cost = self.costs["class"] * focal_class_cost(logits)[:, labels]  # Q M
+        cost = cost + self.costs["box"] * torch.cdist(codes[:, :MATCHED], self.encode(boxes)[:, :MATCHED], p=1)
+        return hungarian(cost)
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Codes (M, 10) of boxes (M, 9)."""
+        return box_code.encode(boxes[:, :2], boxes)
+
+    def boxes_of(self, codes: Tensor) -> Tensor:
+        """Boxes (M, 9) of codes (M, 10)."""
+        return box_code.decode(codes[:, :2], codes)
+
+    def centres(self, codes: Tensor) -> Tensor:
+        """Where codes (..., 10) say that boxes are: (..., 2) in metres."""
+        return codes[..., :2]
+
+    def decoder_layers(self, predictions: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Codes (B, Q, 10) and class logits (B, Q, K) of each decoder layer."""
+        return predictions
+
+    def class_scores(self, predictions: list[dict[str, Tensor]]) -> Tensor:
+        """Of each query of the last layer (B, Q, K)."""
+        return predictions[-1]["logits"].float().sigmoid()
 
     @torch.no_grad()
     def decode(self, predictions: list[dict[str, Tensor]], *, bounds: Sequence[float], top: int) -> list[Detections]:
         """The `top` best pairs of query and class of the last layer, best first, without suppression."""
         last = predictions[-1]
-        found = []
+        detections = []
         for codes, logits in zip(last["codes"].float(), last["logits"].float(), strict=True):
             score, index = logits.sigmoid().flatten().sort(descending=True, stable=True)
             score, index = score[:top], index[:top]
-            boxes = decode_codes(codes[index // logits.shape[1]])
-            keep = within(boxes, bounds)
-            found.append(Detections(boxes[keep], score[keep], (index % logits.shape[1])[keep]))
-        return found
+            boxes = self.boxes_of(codes[index // logits.shape[1]])
+            keep = box_code.within(boxes, bounds)
+            detections.append(Detections(boxes[keep], score[keep], (index % logits.shape[1])[keep]))
+        return detections
 
 
 class DecoderLayer(nn.Module):
@@ -161,9 +167,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.itself = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
         self.cross = DeformableAttention(channels=channels, value_channels=value_channels, heads=heads, points=points)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(channels, ffn), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(ffn, channels)
-        )
+        self.feed_forward = feed_forward(channels, ffn, dropout)
         for linear in (self.itself.out_proj, self.feed_forward[0], self.feed_forward[3]):
             nn.init.xavier_uniform_(linear.weight)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
@@ -192,29 +196,9 @@ def class_branch(channels: int, classes: int) -> nn.Sequential:
 def box_branch(channels: int) -> nn.Sequential:
     """Raw box code of a query, its place relative to the one it looked at."""
     steps = [step for _ in range(2) for step in (nn.Linear(channels, channels), nn.ReLU(inplace=True))]
-    return nn.Sequential(*steps, nn.Linear(channels, CODE))
-
-
-def class_cost(logits: Tensor) -> Tensor:
-    """Focal cost (Q, K) of calling a query each class: what its loss as one is above its loss as none."""
-    score = logits.float().sigmoid()
-    positive = -(score + 1e-12).log() * 0.25 * (1 - score) ** 2
-    negative = -(1 - score + 1e-12).log() * 0.75 * score**2
-    return positive - negative
+    return nn.Sequential(*steps, nn.Linear(channels, box_code.CODE))
 
 
 def inverse_sigmoid(share: Tensor) -> Tensor:
     """Logits of probabilities, clipped."""
     return share.clamp(min=EDGE).log() - (1 - share).clamp(min=EDGE).log()
-
-
-def encode(boxes: Tensor) -> Tensor:
-    """Codes (M, 10) of boxes (M, 9)."""
-    yaw = boxes[:, 6:7]
-    return torch.cat([boxes[:, :3], boxes[:, 3:6].clamp(min=1e-3).log(), yaw.sin(), yaw.cos(), boxes[:, 7:9]], dim=1)
-
-
-def decode_codes(codes: Tensor) -> Tensor:
-    """Boxes (M, 9) of codes (M, 10)."""
-    yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
-    return torch.cat([codes[:, :3], codes[:, 3:6].exp(), yaw, codes[:, 8:10]], dim=1)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vexkd.models.bev_neck import conv_norm_act
+from vexkd.models.blocks import conv_norm_act, feed_forward
 from vexkd.ops.deformable_attention import DeformableAttention, reference_points
 
 
@@ -87,9 +87,7 @@ class FusionBlock(nn.Module):
             {sensor: DeformableAttention(query_channels=2 * channels, **sizes) for sensor in sensors}
         )
         self.itself = DeformableAttention(**sizes)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(channels, ffn), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(ffn, channels)
-        )
+        self.feed_forward = feed_forward(channels, ffn, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
 

@@ -1,4 +1,4 @@
-"""Gaussian centre heatmaps and the two focal losses that CenterPoint's and TransFusion's heads share.
+"""Gaussian centre heatmaps, which CenterPoint's and TransFusion's heads learn, and the cells in which boxes lie.
 
 B batch, K classes, M boxes, Y X BEV. Cells are counted from the low corner of the BEV range; an object outside has none.
 """
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vexkd.geometry import BevGrid
 
-# The published heads clip sigmoids so that no logarithm leaves float16's range.
-CLIP = 1e-4
+# Start of the bias of heatmap logits: sigmoid(-2.19) = 0.1 (CenterNet).
+HEATMAP_BIAS = -2.19
 
 
 def gaussian_radius(length: Tensor, width: Tensor, overlap: float) -> Tensor:
@@ -61,22 +61,3 @@ def draw(boxes: Tensor, channels: Tensor, count: int, grid: BevGrid, *, overlap:
     index = (channels[:, None, None] * rows + y) * columns + x
     heatmap.scatter_reduce_(0, index[used], value[used], reduce="amax")
     return heatmap.view(count, rows, columns)
-
-
-def gaussian_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Sum over all cells of CornerNet's focal loss (alpha 2, gamma 4) of logits against a Gaussian target of one shape."""
-    score = logits.float().sigmoid().clamp(CLIP, 1 - CLIP)
-    peak = target.eq(1)
-    positive = -(score.log() * (1 - score).square())[peak].sum()
-    negative = -((1 - score).log() * score.square() * (1 - target).pow(4))[~peak].sum()
-    return positive + negative
-
-
-def sigmoid_focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
-    """Element-wise focal loss of RetinaNet; `target` is 0 or 1."""
-    logits = logits.float()
-    score = logits.sigmoid()
-    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    missed = target * (1 - score) + (1 - target) * score
-    balance = target * alpha + (1 - target) * (1 - alpha)
-    return balance * missed.pow(gamma) * cross_entropy

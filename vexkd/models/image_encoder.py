@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vexkd.models.bev_neck import conv_norm_act, start_by_fan_out
+from vexkd.models.blocks import conv_norm_act, start_by_fan_out
 from vexkd.ops.deform_conv import ModulatedDeformConv2d
 
 # Deviations of R, G and B in the batch's images (ImageNet's, see `vexkd.data.images`).

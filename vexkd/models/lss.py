@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from vexkd.batch import Batch
 from vexkd.errors import InputError
 from vexkd.models import depth_net as depth_nets
-from vexkd.models.bev_neck import conv_norm_act
+from vexkd.models.blocks import conv_norm_act
+from vexkd.models.targets import Counts, Targets
 from vexkd.ops.bev_pool import lift_pool
 
 
@@ -84,7 +85,7 @@ class LiftSplat(nn.Module):
                 conv_norm_act(channels, channels, stride=ratio),
                 conv_norm_act(channels, channels),
             )
-        self.normalisers = 1 if depth_net == "bevdepth" else 0  # length of `positives`
+        self.learns_depth = depth_net == "bevdepth"  # from the LiDAR's, in `auxiliary_loss`
         self.out_channels = channels
 
     def forward(self, features: Sequence[Tensor], batch: Batch, *, cameras: Tensor | None = None) -> Tensor:
@@ -105,7 +106,7 @@ class LiftSplat(nn.Module):
         raw = raw.unflatten(0, finest.shape[:2])
         logits, context = raw.split([len(self.bins), self.channels], dim=2)
         bev = self.down(lift_pool(logits.softmax(dim=2), context, cells, self.size))
-        return bev, {"depth": logits} if self.normalisers else {}
+        return bev, {"depth": logits} if self.learns_depth else {}
 
     def _depth_and_context(self, features: Tensor, batch: Batch, cameras: Tensor | None) -> Tensor:
         """Depth logits and context (BN, D + C, H, W) of features (BN, C, H, W)."""
@@ -124,30 +125,20 @@ class LiftSplat(nn.Module):
         """What the depth net is told of the batch's cameras, (B, N, 27)."""
         return depth_nets.camera_numbers(batch)
 
-    def positives(self, batch: Batch) -> Tensor:
-        """What the depth loss is divided by: the number of feature cells with a LiDAR depth, (1,)."""
-        return (depth_targets(batch, self.stride, self.depth_range) >= 0).sum()[None].float()
+    def targets(self, batch: Batch) -> Targets:
+        """The LiDAR's depth bin of each feature cell (B, N, H, W), -1 for none; count: `cells` with a depth."""
+        bins = depth_targets(batch, self.stride, self.depth_range)
+        return Targets(bins, {"cells": (bins >= 0).sum().float()})
 
-    def divisors(self, positives: Tensor) -> Tensor:
-        """What the depth loss of a whole batch is divided by, from its count."""
-        return positives.clamp(min=1)
-
-    def auxiliary_loss(
-        self, auxiliary: dict[str, Tensor], batch: Batch, positives: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Binary cross-entropy of the depth distribution with the LiDAR's bin, summed over bins, per cell with a depth.
-
-        `positives` replaces this batch's own count, none below 1, where it is one part of a larger batch.
-        """
-        targets = depth_targets(batch, self.stride, self.depth_range)
-        known = targets >= 0  # B N H W
-        if positives is None:
-            positives = known.sum()[None].clamp(min=1)
-        with torch.autocast(targets.device.type, enabled=False):
-            found = auxiliary["depth"].float().softmax(dim=2).movedim(2, -1)[known]  # K D
-            wanted = F.one_hot(targets[known], len(self.bins)).float()
-            total = F.binary_cross_entropy(found, wanted, reduction="sum")
-        return {"depth": self.depth_weight * total / positives[0]}
+    def auxiliary_loss(self, auxiliary: dict[str, Tensor], targets: Targets, counts: Counts) -> dict[str, Tensor]:
+        """Binary cross-entropy of the depth distribution with the LiDAR's bin, summed over bins, per cell with a depth."""
+        bins = targets.values
+        known = bins >= 0  # B N H W
+        with torch.autocast(bins.device.type, enabled=False):
+            predicted = auxiliary["depth"].float().softmax(dim=2).movedim(2, -1)[known]  # K D
+            truth = F.one_hot(bins[known], len(self.bins)).float()
+            total = F.binary_cross_entropy(predicted, truth, reduction="sum")
+        return {"depth": self.depth_weight * total / counts.share("cells", at_least=1)}
 
     @torch.no_grad()
     def cells(self, batch: Batch, shape: Sequence[int], image_size: Sequence[int]) -> Tensor:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from vexkd.batch import Batch
 from vexkd.geometry import BevGrid
-from vexkd.models.bev_neck import conv_norm_act
+from vexkd.models.blocks import conv_norm_act
+from vexkd.models.losses import focal_loss
+from vexkd.models.targets import Counts, Targets
 
 
 class MapHead(nn.Module):
@@ -21,10 +23,12 @@ class MapHead(nn.Module):
     gamma: focusing power of the loss.
     """
 
+    has_queries = False
+    box_maps = None
+
     def __init__(self, *, in_channels: int, grid: BevGrid, labels: BevGrid, classes: int, gamma: float) -> None:
         super().__init__()
         self.gamma = gamma
-        self.normalisers = 1  # length of `positives`
         self.register_buffer("places", sampling_places(grid, labels), persistent=False)  # Y' X' 2
         self.classifier = nn.Sequential(
             conv_norm_act(in_channels, in_channels),
@@ -41,25 +45,15 @@ class MapHead(nn.Module):
         with torch.autocast(high.device.type, enabled=False):  # half precision would move the places by cells
             return F.grid_sample(high.float(), places, mode="bilinear", padding_mode="zeros", align_corners=False)
 
-    def positives(self, batch: Batch) -> Tensor:
-        """What the loss is divided by: the number of samples, (1,)."""
-        return torch.tensor([float(len(batch.maps))], device=batch.maps.device)
+    def targets(self, batch: Batch) -> Targets:
+        """The map classes (B, K, Y', X') of the label cells, 0 or 1; count: `samples`."""
+        return Targets(batch.maps, {"samples": torch.tensor(float(len(batch.maps)), device=batch.maps.device)})
 
-    def divisors(self, positives: Tensor) -> Tensor:
-        """What the loss of a whole batch is divided by, from its count."""
-        return positives
-
-    def loss(self, predictions: Tensor, batch: Batch, positives: Tensor | None = None) -> dict[str, Tensor]:
-        """Sigmoid focal loss without class weights: mean over cells and samples, sum over classes.
-
-        `positives` replaces this batch's own count where it is one part of a larger batch: the whole's count over the
-        number of parts.
-        """
-        if positives is None:
-            positives = self.positives(batch)
+    def loss(self, predictions: Tensor, targets: Targets, counts: Counts) -> dict[str, Tensor]:
+        """Sigmoid focal loss without class weights: mean over cells and samples, sum over classes."""
         with torch.autocast(predictions.device.type, enabled=False):
-            each = sigmoid_focal_loss(predictions.float(), batch.maps.float(), gamma=self.gamma)  # B K Y' X'
-            return {"map": each.mean(dim=(2, 3)).sum() / positives[0]}
+            each = focal_loss(predictions.float(), targets.values.float(), gamma=self.gamma)  # B K Y' X'
+            return {"map": each.mean(dim=(2, 3)).sum() / counts.share("samples")}
 
     def probabilities(self, predictions: Tensor) -> Tensor:
         """Of each class in each cell, (B, K, Y', X') float32."""
@@ -73,10 +67,3 @@ def sampling_places(grid: BevGrid, labels: BevGrid) -> Tensor:
     centres = labels.to_metres(torch.stack([column, row], dim=-1).double() + 0.5)  # Y' X' 2
     sizes = centres.new_tensor([grid.shape[1], grid.shape[0]])
     return (2 * grid.to_cells(centres) / sizes - 1).float()
-
-
-def sigmoid_focal_loss(logits: Tensor, labels: Tensor, *, gamma: float) -> Tensor:
-    """-(1 - p_t)^gamma log p_t of each element, p_t the probability given to its label (0 or 1)."""
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    missed = torch.where(labels > 0.5, -logits, logits).sigmoid()  # 1 - p_t
-    return missed.pow(gamma) * cross_entropy

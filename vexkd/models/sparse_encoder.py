@@ -11,11 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vexkd.models.blocks import BATCH_NORM
 from vexkd.ops import sparse_conv as sparse
 from vexkd.ops.voxelize import grid_size, voxelize
-
-# BatchNorm of the published LiDAR encoders (mmdetection3d), also used by the BEV encoder behind them.
-BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}
 
 
 class SparseEncoder(nn.Module):

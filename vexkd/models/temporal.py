@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vexkd.batch import Batch
 from vexkd.models.bev_neck import BevResNet
+from vexkd.models.targets import Counts, Targets
 
 
 class TemporalCameraBranch(nn.Module):
@@ -29,7 +30,7 @@ class TemporalCameraBranch(nn.Module):
         self.frames, self.start_epoch = frames, start_epoch
         self.pre_process = BevResNet(in_channels=channels, channels=[channels], layers=[2], strides=[1])
         self.remembers = True
-        self.normalisers = view.normalisers
+        self.learns_depth = view.learns_depth
         self.out_channels = frames * channels
 
     def begin_epoch(self, epoch: int) -> None:
@@ -50,19 +51,13 @@ class TemporalCameraBranch(nn.Module):
                 maps.append(torch.zeros_like(bev))
         return torch.cat(maps, dim=1), auxiliary if self.training else {}
 
-    def positives(self, batch: Batch) -> Tensor:
-        """Counts that normalise the auxiliary loss, of the current frame."""
-        return self.view.positives(frame_of(batch, 0, self.frames))
+    def targets(self, batch: Batch) -> Targets:
+        """What the view's own loss reads, of the current frame."""
+        return self.view.targets(frame_of(batch, 0, self.frames))
 
-    def divisors(self, positives: Tensor) -> Tensor:
-        """What the auxiliary loss of a whole batch is divided by, from its count."""
-        return self.view.divisors(positives)
-
-    def auxiliary_loss(
-        self, auxiliary: dict[str, Tensor], batch: Batch, positives: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """The view's auxiliary loss on the current frame."""
-        return self.view.auxiliary_loss(auxiliary, frame_of(batch, 0, self.frames), positives)
+    def auxiliary_loss(self, auxiliary: dict[str, Tensor], targets: Targets, counts: Counts) -> dict[str, Tensor]:
+        """The view's own loss, on the current frame."""
+        return self.view.auxiliary_loss(auxiliary, targets, counts)
 
     def _lift(self, frame: Batch, cameras: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One frame's map (B, C, Y, X). Of every frame the depth net is told the current cameras, as published."""

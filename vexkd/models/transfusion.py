@@ -1,7 +1,6 @@
 """TransFusion's head as BEVFusion uses it: heatmap proposals become queries of one transformer decoder layer.
 
-B batch, Q proposals, C channels, M boxes, Y X BEV. A box code has ten numbers: x and y in cells, z (gravity centre), log
-l w h, sin and cos of yaw, vx vy.
+B batch, Q proposals, C channels, M boxes, K classes, Y X BEV. A box code (see `box_code`) has the centre in cells.
 """
 
 from __future__ import annotations
@@ -11,24 +10,29 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from vexkd.batch import Batch, Detections
 from vexkd.boxes import CLASSES
 from vexkd.geometry import BevGrid
-from vexkd.models import heatmap
-from vexkd.models.bev_neck import conv_norm_act, start_by_fan_out
-from vexkd.models.centerpoint import HEATMAP_BIAS, within
+from vexkd.models import box_code, heatmap
+from vexkd.models.blocks import conv_norm_act, feed_forward, start_by_fan_out
+from vexkd.models.heatmap import HEATMAP_BIAS
+from vexkd.models.losses import gaussian_focal_loss
+from vexkd.models.matching import focal_class_cost, hungarian, matched_loss
+from vexkd.models.targets import Counts, Targets
 from vexkd.ops.rotated_iou import iou_3d
 
-BRANCHES = {"centre": 2, "z": 1, "size": 3, "yaw": 2, "velocity": 2}
+BRANCHES = {"centre": 2, **box_code.BRANCHES}
 # Hidden width of the proposals' output branches (mmdetection3d's TransFusionHead).
 PREDICTOR_CHANNELS = 64
 
 
 class TransFusionHead(nn.Module):
     """`high` (B, C, Y, X) -> proposals, refined by attention over the whole map. `peak_classes` need no local maximum."""
+
+    has_queries = True
+    box_maps = None
 
     def __init__(
         self,
@@ -58,7 +62,6 @@ class TransFusionHead(nn.Module):
         self.costs = {"class": class_cost, "box": box_cost, "iou": iou_cost}
         self.weights = {"class": class_weight, "heatmap": heatmap_weight, "box": box_weight}
         self.anywhere = [CLASSES.index(name) for name in peak_classes]
-        self.normalisers = 2  # length of `positives`
         self.register_buffer("code_weights", torch.tensor(list(code_weights)), persistent=False)
         classes = len(CLASSES)
         self.shared = nn.Conv2d(in_channels, channels, 3, padding=1)
@@ -121,47 +124,38 @@ class TransFusionHead(nn.Module):
         drawn = [heatmap.draw(b, k, len(CLASSES), self.grid, **sizes) for b, k in zip(boxes, labels, strict=True)]
         return torch.stack(drawn)
 
-    def positives(self, batch: Batch) -> Tensor:
-        """What the losses are normalised by: heatmap peaks, and matched proposals of all decoder layers (2,)."""
-        peaks = self.heatmap_targets(batch.boxes, batch.labels).eq(1).sum()
-        matched = sum(min(int(heatmap.cells_of(b, self.grid)[2].sum()), self.proposals) for b in batch.boxes)
-        return torch.stack([peaks, torch.tensor(matched * len(self.layers), device=peaks.device)]).float()
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Targets:
+        """The heatmap (B, K, Y, X), and boxes and labels of each sample whose centre lies on the grid.
 
-    def divisors(self, positives: Tensor) -> Tensor:
-        """What the losses of a whole batch are divided by, from its counts."""
-        return positives.clamp(min=1)
+        Which proposal is matched to which box depends on the predictions and is part of the loss. Counts: `peaks` of the
+        heatmap, and `matched` proposals of all decoder layers.
+        """
+        heat = self.heatmap_targets(batch.boxes, batch.labels)
+        on_grid = [heatmap.cells_of(boxes, self.grid)[2] for boxes in batch.boxes]
+        wanted = [(b[mask], k[mask]) for b, k, mask in zip(batch.boxes, batch.labels, on_grid, strict=True)]
+        matched = sum(min(len(boxes), self.proposals) for boxes, _ in wanted) * len(self.layers)
+        counts = {"peaks": heat.eq(1).sum().float(), "matched": torch.tensor(float(matched), device=heat.device)}
+        return Targets((heat, wanted), counts)
 
-    def loss(
-        self,
-        predictions: dict[str, Any],
-        batch: Batch,
-        positives: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Heatmap, class and box loss; `positives` as in CenterPoint's head."""
-        boxes, labels = batch.boxes, batch.labels
-        if positives is None:
-            positives = self.divisors(self.positives(batch))
-        peaks, matched = positives
-        target = self.heatmap_targets(boxes, labels)
-        losses = {
-            "heatmap": self.weights["heatmap"] * heatmap.gaussian_focal_loss(predictions["heatmap"], target) / peaks
-        }
-        classes, codes = 0.0, 0.0
+    def loss(self, predictions: dict[str, Any], targets: Targets, counts: Counts) -> dict[str, Tensor]:
+        """Heatmap loss over its peaks, class and box loss over the matched proposals of all decoder layers."""
+        heat, wanted = targets.values
+        peaks, count = counts.share("peaks", at_least=1), counts.share("matched", at_least=1)
+        heat_loss = self.weights["heatmap"] * gaussian_focal_loss(predictions["heatmap"], heat) / peaks
+        class_loss, box_loss = 0.0, 0.0
         for layer in predictions["layers"]:
-            for sample in range(len(boxes)):
-                inside = heatmap.cells_of(boxes[sample], self.grid)[2]
-                mine, kinds = boxes[sample][inside], labels[sample][inside]
-                found, logits = layer["codes"][sample].float(), layer["logits"][sample].float()
-                chosen, truth = self.assign(found.detach(), logits.detach(), mine, kinds)
-                wanted = torch.zeros_like(logits)
-                wanted[chosen, kinds[truth]] = 1.0
-                classes = classes + heatmap.sigmoid_focal_loss(logits, wanted).sum() / matched
-                code = encode(mine[truth], self.grid)
-                code = torch.where(code.isfinite(), code, found[chosen].detach())
-                codes = codes + ((found[chosen] - code).abs() * self.code_weights).sum() / matched
-        losses["class"] = self.weights["class"] * classes
-        losses["box"] = self.weights["box"] * codes
-        return losses
+            for sample, (boxes, labels) in enumerate(wanted):
+                codes, logits = layer["codes"][sample].float(), layer["logits"][sample].float()
+                matched, box = self.assign(codes.detach(), logits.detach(), boxes, labels)
+                truth = {"target_codes": self.encode(boxes[box]), "labels": labels[box]}
+                losses = matched_loss(codes, logits, matched, **truth, code_weights=self.code_weights)
+                class_loss, box_loss = class_loss + losses[0] / count, box_loss + losses[1] / count
+        return {
+            "heatmap": heat_loss,
+            "class": self.weights["class"] * class_loss,
+            "box": self.weights["box"] * box_loss,
+        }
 
     @torch.no_grad()
     def assign(self, codes: Tensor, logits: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,20 +163,33 @@ class TransFusionHead(nn.Module):
 
         Cost: focal class cost, L1 distance of the centres over the BEV range, and minus the 3D IoU.
         """
-        if len(boxes) == 0:
-            empty = torch.zeros(0, dtype=torch.long, device=codes.device)
-            return empty, empty
-        score = logits.sigmoid()
-        positive = -(score + 1e-12).log() * 0.25 * (1 - score) ** 2
-        negative = -(1 - score + 1e-12).log() * 0.75 * score**2
-        cost = self.costs["class"] * (positive - negative)[:, labels]  # Q M
-        found = decode_codes(codes, self.grid)
+        cost = self.costs["class"] * focal_class_cost(logits)[:, labels]  # Q M
+        proposed = self.boxes_of(codes)
         x0, y0, _, x1, y1, _ = self.grid.bounds
         extent = codes.new_tensor([x1 - x0, y1 - y0])
-        cost = cost + self.costs["box"] * torch.cdist(found[:, :2] / extent, boxes[:, :2] / extent, p=1)
-        cost = cost - self.costs["iou"] * iou_3d(found[:, :7], boxes[:, :7])
-        proposal, box = linear_sum_assignment(cost.nan_to_num(nan=1e5, posinf=1e5, neginf=-1e5).cpu().numpy())
-        return tuple(torch.as_tensor(index, device=codes.device) for index in (proposal, box))
+        cost = cost + self.costs["box"] * torch.cdist(proposed[:, :2] / extent, boxes[:, :2] / extent, p=1)
+        return hungarian(cost - self.costs["iou"] * iou_3d(proposed[:, :7], boxes[:, :7]))
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Codes (M, 10) of boxes (M, 9)."""
+        return box_code.encode(self.grid.to_cells(boxes[:, :2]), boxes)
+
+    def boxes_of(self, codes: Tensor) -> Tensor:
+        """Boxes (M, 9) of codes (M, 10)."""
+        return box_code.decode(self.centres(codes), codes)
+
+    def centres(self, codes: Tensor) -> Tensor:
+        """Where codes (..., 10) say that boxes are: (..., 2) in metres."""
+        return self.grid.to_metres(codes[..., :2])
+
+    def decoder_layers(self, predictions: dict[str, Any]) -> list[dict[str, Tensor]]:
+        """Codes (B, Q, 10) and class logits (B, Q, K) of each decoder layer."""
+        return predictions["layers"]
+
+    def class_scores(self, predictions: dict[str, Any]) -> Tensor:
+        """Of each proposal of the last layer (B, Q, K): for its own class alone, and times its place's score."""
+        scores = predictions["layers"][-1]["logits"].float().sigmoid()
+        return scores * predictions["score"][..., None] * F.one_hot(predictions["label"], scores.shape[2])
 
     @torch.no_grad()
     def decode(self, predictions: dict[str, Any], *, bounds: Sequence[float], score: float) -> list[Detections]:
@@ -191,19 +198,18 @@ class TransFusionHead(nn.Module):
         As published a score of 0 keeps all, also the proposals that are no local maximum, and bounds hold for the bottom.
         """
         last = predictions["layers"][-1]
-        classes = F.one_hot(predictions["label"], len(CLASSES))
-        scores = last["logits"].float().sigmoid() * predictions["score"][..., None] * classes  # B Q K
-        found = []
+        scores = self.class_scores(predictions)  # B Q K
+        detections = []
         for sample in range(len(scores)):
             best, kind = scores[sample].max(dim=-1)
-            boxes = decode_codes(last["codes"][sample].float(), self.grid)
+            boxes = self.boxes_of(last["codes"][sample].float())
             bottom = torch.cat([boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2], dim=1)
-            keep = within(bottom, bounds)
+            keep = box_code.within(bottom, bounds)
             if score > 0:
                 keep &= best > score
             order = torch.sort(best[keep], descending=True, stable=True).indices
-            found.append(Detections(boxes[keep][order], best[keep][order], kind[keep][order]))
-        return found
+            detections.append(Detections(boxes[keep][order], best[keep][order], kind[keep][order]))
+        return detections
 
 
 class DecoderLayer(nn.Module):
@@ -213,9 +219,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.itself = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
         self.cross = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(channels, ffn), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(ffn, channels)
-        )
+        self.feed_forward = feed_forward(channels, ffn, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
         self.query_place, self.memory_place = PositionCode(channels), PositionCode(channels)
@@ -276,16 +280,3 @@ class Predictor(nn.Module):
         centre = outputs["centre"] + place
         codes = torch.cat([centre, *(outputs[name] for name in BRANCHES if name != "centre")], dim=-1)
         return codes, outputs["heatmap"]
-
-
-def encode(boxes: Tensor, grid: BevGrid) -> Tensor:
-    """Codes (M, 10) of boxes (M, 9), centre in absolute cells."""
-    yaw = boxes[:, 6:7]
-    size = boxes[:, 3:6].clamp(min=1e-3).log()
-    return torch.cat([grid.to_cells(boxes[:, :2]), boxes[:, 2:3], size, yaw.sin(), yaw.cos(), boxes[:, 7:9]], dim=1)
-
-
-def decode_codes(codes: Tensor, grid: BevGrid) -> Tensor:
-    """Boxes (M, 9) of codes (M, 10)."""
-    yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
-    return torch.cat([grid.to_metres(codes[:, :2]), codes[:, 2:3], codes[:, 3:6].exp(), yaw, codes[:, 8:10]], dim=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,9 +171,7 @@ def load_state(
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Tensor], dict[str, Tensor]]:
     """Put a saved state back into task and optimiser; returns its position, gradient scaler, random states and average."""
     tensors = read_tensors(path)
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        metadata = json.loads(stream.read(length))["__metadata__"]
+    metadata = seal.safetensors_header(path)[0]["__metadata__"]
     frozen = {k: v for k, v in task.state_dict().items() if k.startswith("teacher.")}
     load_strictly(task, {**frozen, **_under(tensors, "task.")}, str(path))
     moments = _under(tensors, "optimiser.")

@@ -1,8 +1,4 @@
-"""The training loop, top to bottom: data, forward, backward, step, log, checkpoint; resumable in mid-epoch.
-
-A task is a module with `forward(batch, positives) -> (loss terms, figures to watch)`, `positives(batch)`, `divisors(counts)`,
-`begin_step` and `model`: plain supervision (`Supervised` below) or distillation (`vexkd.distill.distiller.Distiller`).
-"""
+"""The training loop, top to bottom: data, forward, backward, step, log, checkpoint; resumable in mid-epoch."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +24,7 @@ from vexkd.batch import Batch
 from vexkd.data.dataset import EpochSampler, NuScenesDataset, epoch_order, loader
 from vexkd.errors import InputError
 from vexkd.models.bev_model import BEVModel
+from vexkd.models.targets import Counts, Targets
 from vexkd.settings import Run
 from vexkd.train import checkpoint, optim, processes
 from vexkd.train.ema import MovingAverage
@@ -41,26 +39,24 @@ CURVE_POINTS = 1000
 MEASURED = "gradient."
 
 
-class Supervised(nn.Module):
-    """A model trained on its own task loss."""
+class Task(Protocol):
+    """What the trainer needs of the `nn.Module` that it trains.
 
-    def __init__(self, model: BEVModel) -> None:
-        super().__init__()
-        self.model = model
+    Plain supervision is one (`vexkd.train.tasks.Supervised`), a distillation another (`vexkd.distill.distiller.Distiller`).
+    model: what is kept of the training. masks: what was learned beside it and is kept for figures, or None.
+    """
+
+    model: BEVModel
+    masks: nn.Module | None
 
     def begin_step(self, epoch: int, iteration: int) -> None:
-        """Tell the model which epoch it is."""
-        self.model.begin_epoch(epoch)
+        """Prepare for an optimiser step; both count from 0."""
 
-    def positives(self, batch: Batch) -> Tensor:
-        return self.model.positives(batch)
+    def targets(self, batch: Batch) -> Targets:
+        """What the losses read of the ground truth, with the counts that they are divided by."""
 
-    def divisors(self, positives: Tensor) -> Tensor:
-        return self.model.divisors(positives)
-
-    def forward(self, batch: Batch, positives: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
-        losses = self.model.loss(self.model(batch), batch, positives)
-        return {f"task.{name}": value for name, value in losses.items()}, {}
+    def __call__(self, batch: Batch, targets: Targets, counts: Counts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss terms, whose sum is minimised, and figures to watch; counts: those of the global batch."""
 
 
 class NonFiniteError(RuntimeError):
@@ -91,7 +87,7 @@ class Pace:
 
 
 class Trainer:
-    """Trains one task on one data set; `fit` returns when the last step is done or raises `Stopped`.
+    """Trains one task on one data set: `prepare`, then `run`, which returns after the last step or raises `Stopped`.
 
     The result does not depend on the number of processes that share a global batch, up to rounding, save for what draws
     per process (dropout) and BatchNorm, whose statistics are each process's own unless `train.sync_bn` is set. Resumed by
@@ -101,7 +97,7 @@ class Trainer:
     def __init__(
         self,
         *,
-        task: nn.Module,
+        task: Task,
         dataset: NuScenesDataset,
         run: Run,
         seed: int,
@@ -111,33 +107,40 @@ class Trainer:
         stop: StopRequest | None = None,
         lock: Lock | None = None,
     ) -> None:
-        self.run, self.seed, self.dataset, self.pace, self.state = run, seed, dataset, pace, state
+        self.settings, self.seed, self.dataset, self.pace, self.state = run, seed, dataset, pace, state
         self.accelerator, self.stop, self.lock = accelerator, stop or StopRequest(), lock
-        if run.train.sync_bn and accelerator.num_processes > 1:
-            processes.synchronise_batch_norm(task)
-        self.bare = task.to(accelerator.device)
-        self.optimiser = optim.optimiser(task, run.train)
-        self.average = MovingAverage(task.model, run.train.ema) if run.train.ema else None
+        self.task = task
         self.position = Position()
-        self.resumed = self._resume() if state.is_file() else ""
-        self._check_position()
-        self.task, self.stepper = accelerator.prepare(self.bare, self.optimiser)
-        self.steps_per_epoch = self._sampler(0).steps
-        self.total = self.steps_per_epoch * run.train.epochs
+        self.resumed = ""
 
-    def fit(self) -> Position:
+    def prepare(self) -> Trainer:
+        """Move the task to its device, go back to the saved state if there is one, and let the processes share gradients."""
+        train = self.settings.train
+        if train.sync_bn and self.accelerator.num_processes > 1:
+            processes.synchronise_batch_norm(self.task)
+        self.task.to(self.accelerator.device)
+        self.optimiser = optim.optimiser(self.task, train)
+        self.average = MovingAverage(self.task.model, train.ema) if train.ema else None
+        self.resumed = self._resume() if self.state.is_file() else ""
+        self._check_position()
+        self.shared_task, self.stepper = self.accelerator.prepare(self.task, self.optimiser)
+        self.steps_per_epoch = self._sampler(0).steps
+        self.total = self.steps_per_epoch * train.epochs
+        return self
+
+    def run(self) -> Position:
         """Train from the present position to the end; where a moving average is asked for, the model ends as that."""
         started, saved = time.monotonic(), time.monotonic()
         before = self.position.seconds
-        self._say(f"{self.run.name} seed {self.seed}: {self.total} steps on {self._devices()}{self.resumed}")
+        self._say(f"{self.settings.name} seed {self.seed}: {self.total} steps on {self._devices()}{self.resumed}")
         progress = tqdm(
             total=self.total,
             initial=self.position.step,
-            desc=self.run.name,
+            desc=self.settings.name,
             unit="step",
             disable=None if self.accelerator.is_main_process else True,
         )
-        self.task.train()
+        self.shared_task.train()
         while self.position.step < self.total:
             for batches in self._epoch(self.position.step // self.steps_per_epoch):
                 row = self._step(batches)
@@ -155,11 +158,11 @@ class Trainer:
                     saved = time.monotonic()
                 if stop:
                     raise Stopped(
-                        f"{self.run.name}: stopped after step {self.position.step} of {self.total}, state saved."
+                        f"{self.settings.name}: stopped after step {self.position.step} of {self.total}, state saved."
                     )
         progress.close()
         if self.average is not None:
-            self.bare.model.load_state_dict(self.average.tensors)
+            self.task.model.load_state_dict(self.average.tensors)
         return self.position
 
     def _epoch(self, epoch: int) -> Iterator[list[Batch]]:
@@ -175,11 +178,13 @@ class Trainer:
                 waiting = []
 
     def _sampler(self, epoch: int) -> EpochSampler:
-        order = epoch_order(self.dataset.infos, seed=self.seed, epoch=epoch, balanced=self.run.data.balance == "cbgs")
+        order = epoch_order(
+            self.dataset.infos, seed=self.seed, epoch=epoch, balanced=self.settings.data.balance == "cbgs"
+        )
         return EpochSampler(
             order,
             epoch=epoch,
-            batch=self.run.train.batch,
+            batch=self.settings.train.batch,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
             accumulate=self.pace.accumulate,
@@ -188,50 +193,56 @@ class Trainer:
     def _step(self, batches: list[Batch]) -> dict[str, float]:
         """One optimiser step on one global batch; returns what the curve shows of it, the mean over all its parts."""
         epoch = self.position.step // self.steps_per_epoch
-        self.bare.begin_step(epoch, self.position.step)
-        rate = optim.apply_schedule(self.optimiser, self.run.train, self.position.step, self.total)
-        positives = self.accelerator.reduce(sum(self.bare.positives(batch) for batch in batches), reduction="sum")
-        share = len(batches) * self.accelerator.num_processes
-        positives = self.bare.divisors(positives) / share  # a part's share of the whole
-        parts: list[dict[str, Tensor | float]] = []
-        for number, batch in enumerate(batches, start=1):
+        self.task.begin_step(epoch, self.position.step)
+        rate = optim.apply_schedule(self.optimiser, self.settings.train, self.position.step, self.total)
+        targets = [self.task.targets(batch) for batch in batches]
+        counts = processes.sum_counts(self.accelerator, Counts.of(targets))
+        parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        for number, (batch, target) in enumerate(zip(batches, targets, strict=True), start=1):
             last = number == len(batches)  # the gradients of all parts travel between the processes once
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.task):
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.shared_task):
                 with self.accelerator.autocast():
-                    terms, watched = self.task(batch, positives)
+                    terms, watched = self.shared_task(batch, target, counts)
                 self.accelerator.backward(sum(terms.values()) / len(batches))
-            parts.append({name: value.detach() for name, value in terms.items()} | watched)
-        row = self._mean_row(parts, batches, terms=list(terms))
+            parts.append(({name: value.detach() for name, value in terms.items()}, watched))
         trainable = [p for group in self.optimiser.param_groups for p in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(trainable, self.run.train.clip)
+        norm = self.accelerator.clip_grad_norm_(trainable, self.settings.train.clip)
+        row = self._read(parts, norm, batches)
         self.stepper.step()
         self.stepper.zero_grad()
         if self.average is not None:
-            self.average.update(self.bare.model)
+            self.average.update(self.task.model)
         loss = sum(row[name] for name in terms)
-        return {"step": self.position.step, "epoch": epoch, "lr": rate, "loss": loss, "gradient": float(norm), **row}
+        return {"step": self.position.step, "epoch": epoch, "lr": rate, "loss": loss, **row}
 
-    def _mean_row(
-        self, parts: list[dict[str, Tensor | float]], batches: list[Batch], *, terms: list[str]
+    def _read(
+        self, parts: list[tuple[dict[str, Tensor], dict[str, Tensor]]], norm: Tensor, batches: list[Batch]
     ) -> dict[str, float]:
-        """Mean of each value over parts and processes; raises NonFiniteError on all processes if a loss term of one is not."""
-        device = self.accelerator.device
-        own = torch.stack(
-            [torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in p.values()]) for p in parts]
-        )  # parts N
-        row = dict(zip(parts[0], processes.mean(self.accelerator, own.mean(dim=0)).tolist(), strict=True))
+        """The gradient's norm and each term's and figure's mean over parts and processes, in one wait for the device.
+
+        Raises NonFiniteError on all processes if a loss term of one is not finite.
+        """
+        values = torch.stack([torch.stack([v.double() for v in (terms | more).values()]) for terms, more in parts])
+        mean = processes.mean(self.accelerator, values.mean(dim=0))  # of parts N
+        gradient, *means = torch.cat([torch.as_tensor(norm).to(mean)[None], mean]).tolist()
+        terms, watched = parts[0]
+        row = dict(zip([*terms, *watched], means, strict=True))
         bad = [name for name in terms if not math.isfinite(row[name])]
-        if not bad:
-            return row
-        for batch, part in zip(batches, parts, strict=True):
-            for name in terms:
-                if not math.isfinite(float(part[name])):
+        if bad:
+            self._refuse(bad[0], [terms for terms, _ in parts], batches)
+        return {"gradient": gradient, **row}
+
+    def _refuse(self, bad: str, parts: list[dict[str, Tensor]], batches: list[Batch]) -> NoReturn:
+        """Say which samples of this process gave a loss term that is not finite, or that another process has them."""
+        for batch, terms in zip(batches, parts, strict=True):
+            for name, value in terms.items():
+                if not math.isfinite(float(value)):
                     raise NonFiniteError(
-                        f"{self.run.name}: loss term {name} is {float(part[name])} at step {self.position.step} on "
+                        f"{self.settings.name}: loss term {name} is {float(value)} at step {self.position.step} on "
                         f"samples {', '.join(batch.token)}; look at these samples or lower train.lr."
                     )
         raise NonFiniteError(
-            f"{self.run.name}: loss term {bad[0]} is not finite at step {self.position.step} on another process; "
+            f"{self.settings.name}: loss term {bad} is not finite at step {self.position.step} on another process; "
             "its own message names the samples."
         )
 
@@ -270,7 +281,7 @@ class Trainer:
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
         checkpoint.save_state(
             self.state,
-            task=self.bare,
+            task=self.task,
             optimiser=self.optimiser,
             scaler=scaler,
             position=vars(self.position),
@@ -280,16 +291,16 @@ class Trainer:
 
     def _resume(self) -> str:
         """Go back to the saved state; returns what to say about it."""
-        position, scaler, random, average = checkpoint.load_state(self.state, task=self.bare, optimiser=self.optimiser)
+        position, scaler, random, average = checkpoint.load_state(self.state, task=self.task, optimiser=self.optimiser)
         if self.average is not None:
             self.average.restore(average)
         self.position = Position(**position)
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
         restore_random_state(random, self.accelerator.process_index)
-        found, count = len(random["cpu"]), self.accelerator.num_processes
+        before, now = len(random["cpu"]), self.accelerator.num_processes
         changed = (
-            f" (saved by {found} processes, now {count}: only dropout will draw otherwise)" if found != count else ""
+            f" (saved by {before} processes, now {now}: only dropout will draw otherwise)" if before != now else ""
         )
         return f", resumed at step {self.position.step}{changed}"
 

@@ -23,6 +23,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from torch import Tensor, nn
 
 from vexkd.errors import InputError
+from vexkd.models.targets import Counts
 from vexkd.train import environment
 
 # Exit status of a run that saved its state and stopped before its end; started again, it goes on.
@@ -195,6 +196,16 @@ def on_main(accelerator: Accelerator, action: Callable[[], Any]) -> None:
         raise failure
     if failed:
         sys.exit(2 if users else 1)
+
+
+def sum_counts(accelerator: Accelerator, counts: Counts) -> Counts:
+    """The counts of all processes' parts of a global batch."""
+    if accelerator.num_processes == 1:
+        return counts
+    flat = accelerator.reduce(torch.cat([count.flatten() for count in counts.total.values()]), reduction="sum")
+    sums = flat.split([count.numel() for count in counts.total.values()])
+    total = {name: sums_of.view_as(c) for (name, c), sums_of in zip(counts.total.items(), sums, strict=True)}
+    return Counts(total, counts.parts * accelerator.num_processes)
 
 
 def mean(accelerator: Accelerator, values: Tensor) -> Tensor:

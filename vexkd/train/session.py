@@ -147,7 +147,7 @@ def _fit(
         stop=stop,
         lock=lock if main else None,
     )
-    trainer.fit()
+    trainer.prepare().run()
     return trainer
 
 
@@ -208,12 +208,11 @@ def _write_result(
         write_curve(out / "curve.csv", position.curve)
     with checkpoint.writing(out / "provenance.json"):
         provenance.write_json(out / "provenance.json", record)
-    masks = getattr(trainer.bare, "masks", None)
-    if masks is not None:
-        checkpoint.save_weights(out / checkpoint.MASKS, masks, run=run, inputs=inputs, record=record)
+    if trainer.task.masks is not None:
+        checkpoint.save_weights(out / checkpoint.MASKS, trainer.task.masks, run=run, inputs=inputs, record=record)
     else:
         (out / checkpoint.MASKS).unlink(missing_ok=True)  # of an earlier training with other settings
-    checkpoint.save_weights(out / "weights.safetensors", trainer.bare.model, run=run, inputs=inputs, record=record)
+    checkpoint.save_weights(out / "weights.safetensors", trainer.task.model, run=run, inputs=inputs, record=record)
     print(f"{run.name} seed {seed}: {position.step} steps in {position.seconds:.0f} s -> {out}", flush=True)
 
 
@@ -261,7 +260,7 @@ def training_record(
         seed=seed,
         settings_digest=provenance.digest(run.training()),
         inputs=inputs,
-        parameters=sum(p.numel() for p in trainer.bare.model.parameters()),
+        parameters=sum(p.numel() for p in trainer.task.model.parameters()),
         training_seconds=round(seconds, 1),
         devices=accelerator.num_processes,
         device=torch.cuda.get_device_name() if accelerator.device.type == "cuda" else "CPU",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from vexkd.batch import Batch
 from vexkd.data.augment import BevAugmentation, ColourAugmentation, GridMaskAugmentation, ImageAugmentation
 from vexkd.data.dataset import NuScenesDataset
 from vexkd.data.infos import Infos
@@ -15,14 +16,39 @@ from vexkd.data.paste import PasteDatabase
 from vexkd.distill import distiller
 from vexkd.errors import InputError
 from vexkd.models import bev_model
+from vexkd.models.bev_model import BEVModel
+from vexkd.models.targets import Counts, Targets
 from vexkd.needs import sensors_read
 from vexkd.published import fetch
 from vexkd.settings import ImageAugment, Run
 from vexkd.train import checkpoint
-from vexkd.train.loop import Supervised
+from vexkd.train.loop import Task
 
 
-def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[nn.Module, Run]:
+class Supervised(nn.Module):
+    """A model trained on its own task loss."""
+
+    masks = None
+
+    def __init__(self, model: BEVModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def begin_step(self, epoch: int, iteration: int) -> None:
+        """Tell the model which epoch it is."""
+        self.model.begin_epoch(epoch)
+
+    def targets(self, batch: Batch) -> Targets:
+        """The model's own."""
+        return self.model.targets(batch)
+
+    def forward(self, batch: Batch, targets: Targets, counts: Counts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The model's loss terms, and nothing to watch."""
+        losses = self.model.loss(self.model(batch), targets, counts)
+        return {f"task.{name}": value for name, value in losses.items()}, {}
+
+
+def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[Task, Run]:
     """The task to train, and the run whose camera settings shape the images (the teacher's, where there is one).
 
     Raises InputError where the weights named by the run are not given, or are those of another run.
@@ -37,12 +63,12 @@ def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[n
     if run.teacher is None:
         return Supervised(model), run
     _check_origin(run.teacher, teacher, f"{run.name}: teacher")
-    taught_by, teacher_run = checkpoint.load_model(teacher)
+    teacher_model, teacher_run = checkpoint.load_model(teacher)
     if teacher_run.bev != run.bev:
         raise InputError(
             f"{run.name}: student and teacher {run.teacher} must share the settings of bev; make them equal."
         )
-    task = distiller.build(settings=run.distill, student=model, teacher=taught_by, teacher_name=run.teacher)
+    task = distiller.build(settings=run.distill, student=model, teacher=teacher_model, teacher_name=run.teacher)
     return task, teacher_run
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from vexkd.distill import regions
@@ -18,10 +17,8 @@ from vexkd.distill.adapters import adapter, widths
 from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.distill.masks import MIN_RADIUS, OVERLAP
 from vexkd.geometry import BevGrid
-from vexkd.models import detr_head, transfusion
 from vexkd.models.bev_model import BEVModel
-from vexkd.models.detr_head import DetrHead
-from vexkd.models.transfusion import TransFusionHead
+from vexkd.models.matching import hungarian
 from vexkd.settings import Distill
 
 # Published: weights, width of the contrastive space, its temperature, how many of the teacher's boxes teach, and what a
@@ -44,15 +41,15 @@ class BEVDistill(Method):
         super().__init__()
         self.grid, self.adapter, self.projections, self.weights = grid, adapter, projections, dict(weights)
 
-    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
-        ours, theirs = lesson.output.features["high"], lesson.taught["high"]
+    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        student, teacher = lesson.output.features["high"], lesson.teacher_features["high"]
         mask = regions.gaussians(lesson.batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS)
-        terms = {"distill.dense": self.weights["dense"] * dense(self.adapter(ours), theirs, mask)}
+        terms = {"distill.dense": self.weights["dense"] * dense(self.adapter(student), teacher, mask)}
         if self.projections is not None:
             points = places(lesson.student.head, lesson.output.predictions)  # B P 2
             projected = [
                 net(sampled(feature, points, self.grid).flatten(0, 1)).unflatten(0, points.shape[:2])
-                for net, feature in zip(self.projections, (ours, theirs), strict=True)
+                for net, feature in zip(self.projections, (student, teacher), strict=True)
             ]
             terms["distill.contrast"] = self.weights["contrast"] * contrast(*projected, TEMPERATURE)
             terms["distill.box"] = self.weights["box"] * box_distance(lesson)
@@ -61,37 +58,17 @@ class BEVDistill(Method):
 
 def places(head: nn.Module, predictions: Any) -> Tensor:
     """Where the queries of all decoder layers say that boxes are (B, P, 2), metres, without gradient."""
-    found = torch.cat([layer["codes"][..., :2].detach().float() for layer in decoder_layers(predictions)], dim=1)
-    return found if isinstance(head, DetrHead) else head.grid.to_metres(found)
-
-
-def decoder_layers(predictions: Any) -> list[dict[str, Tensor]]:
-    """Codes (B, Q, 10) and class logits (B, Q, K) of each decoder layer, of either query head."""
-    return predictions if isinstance(predictions, list) else predictions["layers"]
+    codes = [layer["codes"].detach().float() for layer in head.decoder_layers(predictions)]
+    return head.centres(torch.cat(codes, dim=1))
 
 
 @torch.no_grad()
 def best_boxes(head: nn.Module, predictions: Any) -> list[tuple[Tensor, Tensor]]:
     """Of each sample boxes (M, 9) and class scores (M, K) of the last layer's TOP queries by their largest score."""
-    last = decoder_layers(predictions)[-1]
-    scores = last["logits"].float().sigmoid()  # B Q K
-    if isinstance(head, TransFusionHead):  # a proposal has one class, and its place a score too
-        scores = scores * predictions["score"][..., None] * F.one_hot(predictions["label"], scores.shape[2])
+    scores = head.class_scores(predictions)  # B Q K
     best = scores.amax(dim=2).topk(min(TOP, scores.shape[1]), dim=1).indices  # B M
-    return [
-        (boxes_of(head, codes[i].float()), score[i])
-        for codes, score, i in zip(last["codes"], scores, best, strict=True)
-    ]
-
-
-def codes_of(head: nn.Module, boxes: Tensor) -> Tensor:
-    """Boxes (M, 9) as the codes (M, 10) of a query head."""
-    return detr_head.encode(boxes) if isinstance(head, DetrHead) else transfusion.encode(boxes, head.grid)
-
-
-def boxes_of(head: nn.Module, codes: Tensor) -> Tensor:
-    """The inverse of `codes_of`."""
-    return detr_head.decode_codes(codes) if isinstance(head, DetrHead) else transfusion.decode_codes(codes, head.grid)
+    last = head.decoder_layers(predictions)[-1]["codes"]
+    return [(head.boxes_of(codes[i].float()), score[i]) for codes, score, i in zip(last, scores, best, strict=True)]
 
 
 @torch.no_grad()
@@ -103,8 +80,7 @@ def match(codes: Tensor, logits: Tensor, wanted: Tensor, scores: Tensor) -> tupl
     with torch.autocast(codes.device.type, enabled=False):
         cost = F.softplus(-logits) @ scores.T + F.softplus(logits) @ (1 - scores).T  # Q M
         cost = cost + BOX_COST * torch.cdist(codes[:, :MATCHED], wanted[:, :MATCHED], p=1)
-    query, box = linear_sum_assignment(cost.nan_to_num(nan=1e5, posinf=1e5, neginf=-1e5).cpu().numpy())
-    return tuple(torch.as_tensor(index, device=codes.device) for index in (query, box))
+    return hungarian(cost)
 
 
 def sampled(feature: Tensor, points: Tensor, grid: BevGrid) -> Tensor:
@@ -117,16 +93,16 @@ def box_distance(lesson: Lesson) -> Tensor:
 
     The published code weighs a box by its score twice and divides once. Summed over the decoder layers, mean over samples.
     """
-    found = best_boxes(lesson.teacher.head, lesson.teacher_predictions())
+    teacher_boxes = best_boxes(lesson.teacher.head, lesson.teacher_predictions())
     head, total = lesson.student.head, 0.0
-    for layer in decoder_layers(lesson.output.predictions):
-        for sample, (boxes, scores) in enumerate(found):
+    for layer in head.decoder_layers(lesson.output.predictions):
+        for sample, (boxes, scores) in enumerate(teacher_boxes):
             codes, logits = layer["codes"][sample].float(), layer["logits"][sample].float()
-            wanted = codes_of(head, boxes)
+            wanted = head.encode(boxes)
             chosen, truth = match(codes, logits, wanted, scores)
             distance = ((codes[chosen] - wanted[truth]).abs() * head.code_weights).sum(dim=1)
             weight = scores[truth].amax(dim=1)
-            total = total + (distance * weight.square()).sum() / weight.sum().clamp(min=1e-6) / len(found)
+            total = total + (distance * weight.square()).sum() / weight.sum().clamp(min=1e-6) / len(teacher_boxes)
     return total
 
 
@@ -145,10 +121,10 @@ def contrast(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     The other points are those of the same sample, as where it was published.
     """
     with torch.autocast(student.device.type, enabled=False):
-        theirs, ours = F.normalize(teacher.float(), dim=2), F.normalize(student.float(), dim=2)
-        logits = theirs @ ours.transpose(1, 2) / temperature  # B P P
-        own = torch.arange(logits.shape[1], device=logits.device).repeat(len(logits))
-        return F.cross_entropy(logits.flatten(0, 1), own)
+        teacher, student = F.normalize(teacher.float(), dim=2), F.normalize(student.float(), dim=2)
+        logits = teacher @ student.transpose(1, 2) / temperature  # B P P
+        same_place = torch.arange(logits.shape[1], device=logits.device).repeat(len(logits))
+        return F.cross_entropy(logits.flatten(0, 1), same_place)
 
 
 def projection(channels: int) -> nn.Sequential:
@@ -164,11 +140,11 @@ def projection(channels: int) -> nn.Sequential:
 
 def build(*, settings: Distill, student: BEVModel, teacher: BEVModel, teacher_name: str) -> BEVDistill:
     """The method of a run; the instance part only where student and teacher have a query head."""
-    ours, theirs = widths(student)["high"], widths(teacher)["high"]
-    queries = all(isinstance(model.head, TransFusionHead | DetrHead) for model in (student, teacher))
+    channels, teacher_channels = widths(student)["high"], widths(teacher)["high"]
+    queries = student.head.has_queries and teacher.head.has_queries
     return BEVDistill(
         grid=teacher.grid,
-        adapter=adapter("always", ours, theirs, hidden=0.0),
-        projections=nn.ModuleList([projection(ours), projection(theirs)]) if queries else None,
+        adapter=adapter("always", channels, teacher_channels, hidden=0.0),
+        projections=nn.ModuleList([projection(channels), projection(teacher_channels)]) if queries else None,
         weights=weights_of("bevdistill", WEIGHTS, settings.weights),
     )

@@ -48,25 +48,25 @@ class FGD(Method):
         self.grid, self.levels, self.temperature, self.weights = grid, tuple(levels), temperature, dict(weights)
         self.adapters, self.contexts = nn.ModuleDict(adapters), nn.ModuleDict(contexts)
 
-    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         covered = [regions.covered(boxes, self.grid) for boxes in regions.on_grid(lesson.batch, self.grid)]
         foreground = per_box(covered, [1 / cells.sum(dim=(1, 2)) for cells in covered], self.grid)
         background = evenly(foreground == 0)
         terms: dict[str, Tensor] = {}
         for level in self.levels:
             student = self.adapters[level](lesson.output.features[level])
-            teacher = lesson.taught[level]
+            teacher = lesson.teacher_features[level]
             error = squared(student, teacher)
             error = error * regions.spatial_attention(teacher, self.temperature)
             error = error * regions.channel_attention(teacher, self.temperature)
             blocks = self.contexts[level]
-            found = {
+            level_terms = {
                 "foreground": per_sample(error * foreground),
                 "background": per_sample(error * background),
                 "attention": attention_distance(student, teacher, self.temperature),
                 "context": per_sample(squared(blocks[0](student), blocks[1](teacher))),
             }
-            terms |= {f"distill.{name}.{level}": self.weights[name] * value for name, value in found.items()}
+            terms |= {f"distill.{name}.{level}": self.weights[name] * value for name, value in level_terms.items()}
         return terms, {}
 
 
@@ -93,9 +93,9 @@ class DistillBEV(Method):
         self.grid, self.levels, self.temperature, self.weights = grid, tuple(levels), temperature, dict(weights)
         self.adapters, self.pools = nn.ModuleDict(adapters), nn.ModuleDict(pools)
 
-    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         boxes = regions.on_grid(lesson.batch, self.grid)
-        covered = [regions.covered(mine, self.grid) for mine in boxes]
+        covered = [regions.covered(each, self.grid) for each in boxes]
         foreground = per_box(covered, [self.grid.cell / (b[:, 3] * b[:, 4]).sqrt() for b in boxes], self.grid)
         truth = regions.gaussians(lesson.batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS)
         score = regions.highest_logit(lesson.teacher_predictions()).sigmoid()
@@ -103,15 +103,15 @@ class DistillBEV(Method):
         masks = {"foreground": foreground, "background": evenly((foreground == 0) & ~false), "false": evenly(false)}
         terms: dict[str, Tensor] = {}
         for level in self.levels:
-            found = self.level_terms(level, lesson.output.features[level], lesson.taught[level], masks)
-            terms |= {f"distill.{name}.{level}": self.weights[name] * value for name, value in found.items()}
-        return terms, {"mask.false": float(false.float().mean())}
+            level_terms = self.level_terms(level, lesson.output.features[level], lesson.teacher_features[level], masks)
+            terms |= {f"distill.{name}.{level}": self.weights[name] * value for name, value in level_terms.items()}
+        return terms, {"mask.false": false.float().mean()}
 
     def level_terms(self, level: str, student: Tensor, teacher: Tensor, masks: dict[str, Tensor]) -> dict[str, Tensor]:
         """The five terms before their weights."""
         student = self.adapters[level](student)
-        seen = [regions.spatial_attention(feature, self.temperature) for feature in (student, teacher)]
-        attention = (seen[0] + seen[1]).detach() / 2  # the mean of both, as in the authors' scripts
+        attentions = [regions.spatial_attention(feature, self.temperature) for feature in (student, teacher)]
+        attention = (attentions[0] + attentions[1]).detach() / 2  # the mean of both, as in the authors' scripts
         error = squared(student, teacher) * attention * regions.channel_attention(teacher, self.temperature)
         terms = {name: per_sample(error * mask) for name, mask in masks.items()}
         student, teacher = student.float(), teacher.float()

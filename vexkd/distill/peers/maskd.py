@@ -57,16 +57,16 @@ class MasKD(Method):
         self.masks, self.adapters = nn.ModuleDict(tokens), nn.ModuleDict(adapters)
         self.levels, self.weights = tuple(levels), dict(weights)
 
-    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with torch.set_grad_enabled(lesson.learning and torch.is_grad_enabled()):
-            found = {level: self.masks[level](lesson.taught[level]) for level in self.levels}
+            found = {level: self.masks[level](lesson.teacher_features[level]) for level in self.levels}
         joint = {level: (m * shares[..., None, None]).sum(dim=1, keepdim=True) for level, (m, shares) in found.items()}
         terms: dict[str, Tensor] = {}
         if lesson.learning:
             terms |= {f"masked.{name}": value for name, value in lesson.masked_teacher_loss(joint).items()}
         for level, (masks, shares) in found.items():
             student = self.adapters[level](lesson.output.features[level])
-            distance = masked_distance(student, lesson.taught[level], masks.detach(), shares.detach())
+            distance = masked_distance(student, lesson.teacher_features[level], masks.detach(), shares.detach())
             terms[f"distill.{level}"] = self.weights["feature"] * distance
             if lesson.learning:
                 terms[f"mask.diversity.{level}"] = self.weights["diversity"] * dice(masks)

@@ -36,7 +36,7 @@ class S2M2(Method):
         self.grid, self.levels, self.weights = grid, tuple(levels), dict(weights)
         self.adapters = nn.ModuleDict(adapters)
 
-    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         truth = regions.gaussians(lesson.batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS)
         ours = regions.highest_logit(lesson.output.predictions).sigmoid()
         theirs = regions.highest_logit(lesson.teacher_predictions()).sigmoid()
@@ -47,11 +47,11 @@ class S2M2(Method):
             terms[f"distill.heatmap.{name}"] = weight * per_sample((ours - theirs).abs() * evenly(cells))
         for level in self.levels:
             student = self.adapters[level](lesson.output.features[level])
-            error = (student.float() - lesson.taught[level].float()).square().mean(dim=1, keepdim=True)
+            error = (student.float() - lesson.teacher_features[level].float()).square().mean(dim=1, keepdim=True)
             for name, cells in found.items():
                 weight = self.weights[f"feature.{name}"]
                 terms[f"distill.feature.{name}.{level}"] = weight * per_sample(error * evenly(cells))
-        return terms, {f"mask.{name}": float(cells.float().mean()) for name, cells in found.items()}
+        return terms, {f"mask.{name}": cells.float().mean() for name, cells in found.items()}
 
 
 def groups(score: Tensor, truth: Tensor, threshold: float) -> dict[str, Tensor]:

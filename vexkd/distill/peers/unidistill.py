@@ -17,7 +17,8 @@ from vexkd.distill.adapters import adapter, widths
 from vexkd.distill.lesson import Lesson, Method, weights_of
 from vexkd.geometry import BevGrid
 from vexkd.models.bev_model import BEVModel
-from vexkd.models.centerpoint import BRANCHES, CenterPointHead
+from vexkd.models.centerpoint import BRANCHES
+from vexkd.models.targets import Targets
 from vexkd.settings import Distill
 
 # Published weights by the sensors of teacher and student; a pair that is not published takes those of L+C -> L.
@@ -39,28 +40,28 @@ class UniDistill(Method):
     adapter: student's `low` to the teacher's channels. same_boxes: whether both heads' box maps mean the same.
     """
 
-    normalisers = 2
     masks = None
 
     def __init__(self, *, grid: BevGrid, adapter: nn.Module, same_boxes: bool, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.grid, self.adapter, self.same_boxes, self.weights = grid, adapter, same_boxes, dict(weights)
 
-    def positives(self, batch: Batch) -> Tensor:
-        """The number of boxes, and the sum of the Gaussians over them (2,)."""
-        boxes = sum(len(boxes) for boxes in regions.on_grid(batch, self.grid))
-        area = regions.gaussians(batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS).sum()
-        return torch.stack([torch.as_tensor(boxes).to(area), area])
+    def targets(self, batch: Batch) -> Targets:
+        """The boxes on the grid and the Gaussians over them (B, 1, Y, X); counts: `boxes`, and the Gaussians' `area`."""
+        boxes = regions.on_grid(batch, self.grid)
+        mask = regions.gaussians(batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS)
+        area = mask.sum()
+        return Targets((boxes, mask), {"boxes": torch.as_tensor(sum(map(len, boxes))).to(area), "area": area})
 
-    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, float]]:
-        boxes = regions.on_grid(lesson.batch, self.grid)
-        count, area = lesson.counts
-        features, taught = lesson.output.features, lesson.taught
-        feature = point_distance(self.adapter(features["low"]), taught["low"], boxes, self.grid) / count
-        relation = relation_distance(features["high"], taught["high"], boxes, self.grid) / count
-        mask = regions.gaussians(lesson.batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS)
-        theirs = lesson.teacher_predictions()
-        responses = response_distance(lesson.output.predictions, theirs, mask, boxes=self.same_boxes)
+    def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        boxes, mask = lesson.targets.under("method").values
+        counts = lesson.counts.under("method")
+        count, area = counts.share("boxes", at_least=1), counts.share("area", at_least=1)
+        student, teacher = lesson.output.features, lesson.teacher_features
+        feature = point_distance(self.adapter(student["low"]), teacher["low"], boxes, self.grid) / count
+        relation = relation_distance(student["high"], teacher["high"], boxes, self.grid) / count
+        predictions = lesson.output.predictions, lesson.teacher_predictions()
+        responses = response_distance(*predictions, mask, boxes=self.same_boxes)
         terms = {
             "distill.feature": self.weights["feature"] * feature,
             "distill.relation": self.weights["relation"] * relation,
@@ -117,8 +118,7 @@ def sensors(model: BEVModel) -> str:
 def build(*, settings: Distill, student: BEVModel, teacher: BEVModel, teacher_name: str) -> UniDistill:
     """The method of a run."""
     published = WEIGHTS.get((sensors(teacher), sensors(student)), WEIGHTS["lidar+camera", "lidar"])
-    heads = student.head, teacher.head
-    same = all(isinstance(head, CenterPointHead) for head in heads) and heads[0].labels == heads[1].labels
+    same = student.head.box_maps is not None and student.head.box_maps == teacher.head.box_maps
     return UniDistill(
         grid=teacher.grid,
         adapter=adapter("always", widths(student)["low"], widths(teacher)["low"], hidden=0.0),
