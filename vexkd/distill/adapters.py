@@ -48,5 +48,5 @@ class Generator(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """(B, C_student, Y, X) -> (B, C_teacher, Y, X)."""
         aligned = self.align(feature)
-        seen = torch.rand_like(aligned[:, :1], dtype=torch.float32) >= self.hidden  # B 1 Y X
-        return self.generate(aligned * seen)
+        visible = torch.rand_like(aligned[:, :1], dtype=torch.float32) >= self.hidden  # B 1 Y X
+        return self.generate(aligned * visible)

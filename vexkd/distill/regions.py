@@ -37,9 +37,9 @@ def key_points(boxes: Tensor) -> Tensor:
 def sample(feature: Tensor, points: Tensor, grid: BevGrid) -> Tensor:
     """Bilinear samples of one map (C, Y, X) at points (P, 2) in metres: (P, C); zero beyond the map."""
     rows, columns = grid.shape
-    places = grid.to_cells(points) / points.new_tensor([columns, rows]) * 2 - 1  # P 2
-    places = places.to(feature.dtype)[None, :, None]  # 1 P 1 2
-    return F.grid_sample(feature[None], places, align_corners=False)[0, :, :, 0].T  # P C
+    grid_places = grid.to_cells(points) / points.new_tensor([columns, rows]) * 2 - 1  # P 2
+    grid_places = grid_places.to(feature.dtype)[None, :, None]  # 1 P 1 2
+    return F.grid_sample(feature[None], grid_places, align_corners=False)[0, :, :, 0].T  # P C
 
 
 def covered(boxes: Tensor, grid: BevGrid) -> Tensor:
@@ -55,9 +55,9 @@ def covered(boxes: Tensor, grid: BevGrid) -> Tensor:
     along = (offset[..., 0] * c + offset[..., 1] * s).abs() <= boxes[:, 3, None, None] / 2
     across = (offset[..., 1] * c - offset[..., 0] * s).abs() <= boxes[:, 4, None, None] / 2
     inside = along & across
-    _, whole, here = heatmap.cells_of(boxes, grid)
-    found = torch.arange(len(boxes), device=boxes.device)[here]
-    inside[found, whole[here, 1], whole[here, 0]] = True
+    _, whole, on_map = heatmap.cells_of(boxes, grid)
+    number = torch.arange(len(boxes), device=boxes.device)[on_map]
+    inside[number, whole[on_map, 1], whole[on_map, 0]] = True
     return inside
 
 

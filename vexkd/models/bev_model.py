@@ -213,13 +213,13 @@ def build_camera(run: Run) -> CameraBranch:
 
 def build_view(run: Run, in_channels: int) -> nn.Module:
     """What turns image features into a BEV map."""
-    view, place = run.camera.view, {"bounds": run.bev.range, "cell": run.bev.cell}
+    view, raster = run.camera.view, {"bounds": run.bev.range, "cell": run.bev.cell}
     settings = view.model_dump(exclude={"kind"}, exclude_none=True)
     if view.kind == "bevformer":
         levels = run.camera.neck.levels
-        return BEVFormerView(in_channels=in_channels, cameras=CAMERAS, levels=levels, **place, **settings)
+        return BEVFormerView(in_channels=in_channels, cameras=CAMERAS, levels=levels, **raster, **settings)
     stride = 4 * 2 ** run.camera.backbone.outputs[0]
-    return LiftSplat(in_channels=in_channels, stride=stride, **place, **settings)
+    return LiftSplat(in_channels=in_channels, stride=stride, **raster, **settings)
 
 
 def build_fusion(run: Run, widths: dict[str, int], grid: BevGrid) -> nn.Module | None:

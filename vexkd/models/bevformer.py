@@ -131,8 +131,8 @@ class BEVFormerView(nn.Module):
         pixels = homogeneous @ batch.image_augment.float().mT
         height, width = batch.images.shape[-2:]
         places = pixels[..., :2] / pixels[..., 2:] / pixels.new_tensor([width, height])  # B N Q*D 2
-        seen = (depth > NEAREST) & ((places > 0) & (places < 1)).all(-1)
-        return places.unflatten(2, (-1, self.pillar)), seen.unflatten(2, (-1, self.pillar))
+        visible = (depth > NEAREST) & ((places > 0) & (places < 1)).all(-1)
+        return places.unflatten(2, (-1, self.pillar)), visible.unflatten(2, (-1, self.pillar))
 
     def pillars(self, device: torch.device | str = "cpu") -> Tensor:
         """Points (Q, D, 3) of every cell's pillar, augmented LiDAR frame."""
@@ -145,9 +145,9 @@ class BEVFormerView(nn.Module):
         )  # Q D 3
 
 
-def pack(places: Tensor, seen: Tensor) -> Hits:
+def pack(places: Tensor, visible: Tensor) -> Hits:
     """Keep per camera the cells of which it sees some height: places (B, N, Q, D, 2) and seen (B, N, Q, D) -> `Hits`."""
-    hit = seen.any(-1)  # B N Q
+    hit = visible.any(-1)  # B N Q
     flat = hit.flatten(0, 1)
     counts = flat.sum(1)  # B*N
     longest = max(int(counts.max()), 1)

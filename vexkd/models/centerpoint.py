@@ -113,8 +113,8 @@ class CenterPointHead(nn.Module):
         for sample, (all_boxes, all_labels) in enumerate(zip(boxes, labels, strict=True)):
             channel = torch.full((len(CLASSES),), -1, device=all_labels.device)
             channel[task] = torch.arange(len(task), device=all_labels.device)
-            mine = channel[all_labels] >= 0
-            chosen, channels = all_boxes[mine][: self.max_objects], channel[all_labels[mine]][: self.max_objects]
+            of_task = channel[all_labels] >= 0
+            chosen, channels = all_boxes[of_task][: self.max_objects], channel[all_labels[of_task]][: self.max_objects]
             heatmaps.append(
                 heatmap.draw(chosen, channels, len(task), self.grid, overlap=self.overlap, min_radius=self.min_radius)
             )

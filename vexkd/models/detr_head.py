@@ -100,9 +100,9 @@ class DetrHead(nn.Module):
         Which query is matched to which box depends on the predictions and is part of the loss. Count: `matched` queries.
         """
         on_grid = [heatmap.cells_of(boxes, self.grid)[2] for boxes in batch.boxes]
-        wanted = [(b[mask], k[mask]) for b, k, mask in zip(batch.boxes, batch.labels, on_grid, strict=True)]
-        matched = sum(min(len(boxes), len(self.query)) for boxes, _ in wanted)
-        return Targets(wanted, {"matched": torch.tensor(float(matched), device=self.query.device)})
+        boxes_on_grid = [(b[mask], k[mask]) for b, k, mask in zip(batch.boxes, batch.labels, on_grid, strict=True)]
+        matched = sum(min(len(boxes), len(self.query)) for boxes, _ in boxes_on_grid)
+        return Targets(boxes_on_grid, {"matched": torch.tensor(float(matched), device=self.query.device)})
 
     def loss(self, predictions: list[dict[str, Tensor]], targets: Targets, counts: Counts) -> dict[str, Tensor]:
         """Class and box loss, each summed over the decoder layers and divided by the matched queries of one layer."""

@@ -101,10 +101,10 @@ class FusionBlock(nn.Module):
     ) -> Tensor:
         """query and values (B, Q, C), position (1, Q, C), reference (1, Q, 2) -> (B, Q, C)."""
         placed = query + position
-        seen = [
+        attended = [
             attention(torch.cat([placed, values[sensor]], dim=-1), reference, values[sensor], [shape])
             for sensor, attention in self.cross.items()
         ]
-        query = self.norms[0](query + self.dropout(sum(seen)))
+        query = self.norms[0](query + self.dropout(sum(attended)))
         query = self.norms[1](query + self.dropout(self.itself(query + position, reference, query, [shape])))
         return self.norms[2](query + self.dropout(self.feed_forward(query)))

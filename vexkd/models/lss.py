@@ -207,14 +207,14 @@ def depth_image(
     for sample in range(len(batch)):
         pixels, depth = project(batch, sample)
         column, row = pixels.round().long().unbind(-1)  # N P
-        seen = (depth >= limits[0]) & (depth < limits[1])
-        seen &= (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        visible = (depth >= limits[0]) & (depth < limits[1])
+        visible &= (column >= 0) & (column < width) & (row >= 0) & (row < height)
         if lag < math.inf:
-            seen &= batch.points[sample][:, 4] <= lag
+            visible &= batch.points[sample][:, 4] <= lag
         cameras = torch.arange(len(depth), device=depth.device)[:, None].expand_as(depth)
         index = (cameras * height + row) * width + column
         image = torch.full((len(depth) * height * width,), torch.inf, device=depth.device)
-        image.scatter_reduce_(0, index[seen], depth[seen], reduce="amin")
+        image.scatter_reduce_(0, index[visible], depth[visible], reduce="amin")
         images.append(torch.where(image.isinf(), 0.0, image).view(-1, 1, height, width))
     return torch.stack(images)
 

@@ -50,8 +50,8 @@ class Counts:
 
     def under(self, part: str) -> Counts:
         """The counts of one part of a model (see `Targets.join`)."""
-        own = {name.removeprefix(f"{part}."): c for name, c in self.total.items() if name.startswith(f"{part}.")}
-        return Counts(own, self.parts)
+        of_part = {name.removeprefix(f"{part}."): c for name, c in self.total.items() if name.startswith(f"{part}.")}
+        return Counts(of_part, self.parts)
 
     def share(self, name: str, *, at_least: float | None = None, extra: float = 0.0) -> Tensor:
         """One part's share of a count; the count is raised to `at_least`, or by `extra`, before it is shared."""

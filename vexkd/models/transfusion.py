@@ -133,19 +133,19 @@ class TransFusionHead(nn.Module):
         """
         heat = self.heatmap_targets(batch.boxes, batch.labels)
         on_grid = [heatmap.cells_of(boxes, self.grid)[2] for boxes in batch.boxes]
-        wanted = [(b[mask], k[mask]) for b, k, mask in zip(batch.boxes, batch.labels, on_grid, strict=True)]
-        matched = sum(min(len(boxes), self.proposals) for boxes, _ in wanted) * len(self.layers)
+        boxes_on_grid = [(b[mask], k[mask]) for b, k, mask in zip(batch.boxes, batch.labels, on_grid, strict=True)]
+        matched = sum(min(len(boxes), self.proposals) for boxes, _ in boxes_on_grid) * len(self.layers)
         counts = {"peaks": heat.eq(1).sum().float(), "matched": torch.tensor(float(matched), device=heat.device)}
-        return Targets((heat, wanted), counts)
+        return Targets((heat, boxes_on_grid), counts)
 
     def loss(self, predictions: dict[str, Any], targets: Targets, counts: Counts) -> dict[str, Tensor]:
         """Heatmap loss over its peaks, class and box loss over the matched proposals of all decoder layers."""
-        heat, wanted = targets.values
+        heat, boxes_on_grid = targets.values
         peaks, count = counts.share("peaks", at_least=1), counts.share("matched", at_least=1)
         heat_loss = self.weights["heatmap"] * gaussian_focal_loss(predictions["heatmap"], heat) / peaks
         class_loss, box_loss = 0.0, 0.0
         for layer in predictions["layers"]:
-            for sample, (boxes, labels) in enumerate(wanted):
+            for sample, (boxes, labels) in enumerate(boxes_on_grid):
                 codes, logits = layer["codes"][sample].float(), layer["logits"][sample].float()
                 matched, box = self.assign(codes.detach(), logits.detach(), boxes, labels)
                 truth = {"target_codes": self.encode(boxes[box]), "labels": labels[box]}

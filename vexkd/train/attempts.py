@@ -15,12 +15,12 @@ NAME = "attempts.json"
 def begin(folder: Path) -> None:
     """Add this process's attempt to those that brought the state in `folder` where it is."""
     resumes = any(folder.glob("state*.safetensors"))
-    own = {
+    attempt = {
         **code.version(),
         "hardware": provenance.hardware(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    provenance.write_json(folder / NAME, [*(of(folder) if resumes else []), own])
+    provenance.write_json(folder / NAME, [*(of(folder) if resumes else []), attempt])
 
 
 def of(folder: Path) -> list[dict[str, Any]]:

@@ -54,15 +54,15 @@ def is_finished(out: Path, *, run: Run, inputs: dict[str, str], seed: int) -> bo
         header = read_header(path)
         with safe_open(path, framework="pt"):  # refuses a file that was cut
             trained = seal.recorded_training(run, seal.header(path))
-            made = (
+            recorded = (
                 trained,
                 {k: v for k, v in header["inputs"].items() if k in inputs},
                 header["provenance"].get("seed"),
             )
     except (InputError, SafetensorError, KeyError, ValueError, AttributeError):
         return False
-    asked = {name: digest for name, digest in inputs.items() if name != "samples" or name in header["inputs"]}
-    return made == (run.training(), asked, seed)
+    expected_inputs = {name: digest for name, digest in inputs.items() if name != "samples" or name in header["inputs"]}
+    return recorded == (run.training(), expected_inputs, seed)
 
 
 def load_model(path: Path, *, expected: Run | None = None) -> tuple[BEVModel, Run]:
@@ -72,21 +72,21 @@ def load_model(path: Path, *, expected: Run | None = None) -> tuple[BEVModel, Ru
     """
     header = read_header(path)
     run = settings.from_values(header["settings"], header["inference"], str(path))
-    found = run.training()
+    trained_with = run.training()
     if expected is not None and header["provenance"].get("imported"):
-        found = seal.without_own_border(found, expected)
-    if expected is not None and found != expected.training():
+        trained_with = seal.without_own_border(trained_with, expected)
+    if expected is not None and trained_with != expected.training():
         raise InputError(f"{path}: {difference(run, expected)}; train {expected.name} again.")
     model = bev_model.build(run)
     load_strictly(model, read_tensors(path), str(path))
     return model.eval(), run
 
 
-def difference(found: Run, expected: Run) -> str:
+def difference(weights_run: Run, expected: Run) -> str:
     """Where two runs' training settings differ first, in words."""
-    if found.name != expected.name:
-        return f"the weights are those of run {found.name}, not of {expected.name}"
-    return f"the weights were trained with other settings: {seal.differences(found.training(), expected.training())[0]}"
+    if weights_run.name != expected.name:
+        return f"the weights are those of run {weights_run.name}, not of {expected.name}"
+    return f"the weights were trained with other settings: {seal.differences(weights_run.training(), expected.training())[0]}"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -101,13 +101,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     """Load exactly these tensors; anything missing, superfluous or of another shape is refused by name."""
-    own = model.state_dict()
-    wrong = [f"{k} is missing" for k in own if k not in tensors]
-    wrong += [f"{k} is not part of the model" for k in tensors if k not in own]
+    expected = model.state_dict()
+    wrong = [f"{k} is missing" for k in expected if k not in tensors]
+    wrong += [f"{k} is not part of the model" for k in tensors if k not in expected]
     wrong += [
-        f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}"
-        for k in own
-        if k in tensors and tensors[k].shape != own[k].shape
+        f"{k} has shape {tuple(tensors[k].shape)}, not {tuple(expected[k].shape)}"
+        for k in expected
+        if k in tensors and tensors[k].shape != expected[k].shape
     ]
     if wrong:
         raise InputError(
@@ -122,23 +122,23 @@ def start_from(model: BEVModel, path: Path, *, head: bool = True) -> list[str]:
     Every tensor of the file must find its place with its shape; only whole parts (camera, fusion) may be new. head: take
     the file's head too; False where it was trained for another task, and the model's stays new.
     """
-    tensors, own = read_tensors(path), model.state_dict()
+    tensors, new_state = read_tensors(path), model.state_dict()
     read_header(path)
     tensors = {k: t for k, t in tensors.items() if head or not k.startswith("head.")}
-    wrong = [f"{k} is not part of the model" for k in tensors if k not in own]
+    wrong = [f"{k} is not part of the model" for k in tensors if k not in new_state]
     wrong += [
-        f"{k} has shape {tuple(t.shape)}, the model wants {tuple(own[k].shape)}"
+        f"{k} has shape {tuple(t.shape)}, the model wants {tuple(new_state[k].shape)}"
         for k, t in tensors.items()
-        if k in own and t.shape != own[k].shape
+        if k in new_state and t.shape != new_state[k].shape
     ]
-    new = sorted({k.split(".")[0] for k in own if k not in tensors})
+    new = sorted({k.split(".")[0] for k in new_state if k not in tensors})
     started = {k.split(".")[0] for k in tensors}
     wrong += [f"{part} would be only partly loaded" for part in new if part in started]
     if wrong:
         raise InputError(
             f"{path}: cannot start from these weights: {wrong[0]} ({len(wrong)} in all); match the settings of both runs."
         )
-    model.load_state_dict({**own, **tensors})
+    model.load_state_dict({**new_state, **tensors})
     return new
 
 
@@ -176,10 +176,12 @@ def load_state(
     load_strictly(task, {**frozen, **_under(tensors, "task.")}, str(path))
     moments = _under(tensors, "optimiser.")
     for parameter, name in _parameter_names(task, optimiser).items():
-        own = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments}
-        if own:
+        state = {
+            key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in moments
+        }
+        if state:
             optimiser.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+                key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
             }
     position, scaler = json.loads(metadata["position"]), json.loads(metadata["scaler"])
     return position, scaler, _under(tensors, "random."), _under(tensors, "average.")
@@ -200,9 +202,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def require_writable(folder: Path) -> None:
     """Try that files can be written to a folder, which need not be there yet: before hours of training, not after them."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     with writing(folder):
-        tempfile.TemporaryFile(dir=there).close()
+        tempfile.TemporaryFile(dir=existing).close()
 
 
 def _save(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:

@@ -26,10 +26,10 @@ class MovingAverage:
     def update(self, model: nn.Module) -> None:
         """Take in the model's weights after an optimiser step."""
         self.updates += 1
-        kept = self.settings.decay * (1 - math.exp(-self.updates / self.settings.ramp))
+        decay = self.settings.decay * (1 - math.exp(-self.updates / self.settings.ramp))
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                self.tensors[name].lerp_(value.detach(), 1 - kept)
+                self.tensors[name].lerp_(value.detach(), 1 - decay)
             else:
                 self.tensors[name].copy_(value)
 

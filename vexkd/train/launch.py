@@ -45,9 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     pass_on_as_sigterm()
     try:
         torchrun.run(torchrun.parse_args(arguments))
-    except SignalException as asked:
+    except SignalException as signalled:
         print(
-            f"vexkd: stopped by {asked.sigval.name}; the same command goes on from the last saved state.",
+            f"vexkd: stopped by {signalled.sigval.name}; the same command goes on from the last saved state.",
             file=sys.stderr,
         )
         return STOPPED
@@ -87,8 +87,12 @@ def meeting(step: Mapping[str, str]) -> list[str]:
             f"{', '.join(lacking)} not set: --srun is for what srun started; leave it out, or start it with srun."
         )
     port = PORTS[int(step["SLURM_JOB_ID"]) % len(PORTS)]
-    place = {"node_rank": step["SLURM_NODEID"], "master_addr": step["SLURM_LAUNCH_NODE_IPADDR"], "master_port": port}
-    options = {"nnodes": step["SLURM_STEP_NUM_NODES"], **place, "rdzv_id": step["SLURM_JOB_ID"]}
+    rendezvous = {
+        "node_rank": step["SLURM_NODEID"],
+        "master_addr": step["SLURM_LAUNCH_NODE_IPADDR"],
+        "master_port": port,
+    }
+    options = {"nnodes": step["SLURM_STEP_NUM_NODES"], **rendezvous, "rdzv_id": step["SLURM_JOB_ID"]}
     options["rdzv_conf"] = f"timeout={GIVE_UP}"
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
@@ -115,7 +119,7 @@ def job_status(codes: Iterable[int]) -> int:
 def reason(codes: dict[int, int]) -> str:
     """Which process failed first and of what, in words."""
     code = _cause(codes.values())
-    rank = next(rank for rank, own in codes.items() if own == code)
+    rank = next(rank for rank, status in codes.items() if status == code)
     if code < 0:
         return f"process {rank} was killed by {signal.Signals(-code).name}"
     return f"process {rank} ended with status {code}"

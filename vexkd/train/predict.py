@@ -46,8 +46,8 @@ def scene_batches(scenes: Sequence[str], *, batch: int, rank: int = 0, world: in
     members: dict[str, list[Key]] = {}
     for index, scene in enumerate(scenes):
         members.setdefault(scene, []).append(Key(0, index))
-    mine = list(members.values())[rank::world]
-    return [keys[i : i + batch] for keys in mine for i in range(0, len(keys), batch)]
+    own_scenes = list(members.values())[rank::world]
+    return [keys[i : i + batch] for keys in own_scenes for i in range(0, len(keys), batch)]
 
 
 def predict(
@@ -106,8 +106,8 @@ def _write_maps(path: Path, results: dict[str, np.ndarray], meta: dict[str, Any]
 
 
 def _read_maps(path: Path) -> dict[str, np.ndarray]:
-    found = map_predictions.read(path)
-    return {token: np.array(found.packed[row]) for token, row in found.rows.items()}
+    maps = map_predictions.read(path)
+    return {token: np.array(maps.packed[row]) for token, row in maps.rows.items()}
 
 
 def detect(
@@ -115,8 +115,8 @@ def detect(
 ) -> dict[str, list[dict]]:
     """Submission entries of each sample, by token; show: a progress bar."""
     results: dict[str, list[dict]] = {}
-    for batch, found in _inferred(model, batches, run, device, show):
-        for sample, detections in enumerate(found):
+    for batch, batch_detections in _inferred(model, batches, run, device, show):
+        for sample, detections in enumerate(batch_detections):
             matrix = batch.global_from_lidar[sample].double().cpu().numpy()
             results[batch.token[sample]] = submission(
                 batch.token[sample], detections, matrix, limit=run.inference.max_boxes
@@ -129,8 +129,8 @@ def segment(
 ) -> dict[str, np.ndarray]:
     """Packed levels of the map classes of each sample, by token; show: a progress bar."""
     results: dict[str, np.ndarray] = {}
-    for batch, found in _inferred(model, batches, run, device, show):
-        levels = map_predictions.levels(found.cpu().numpy())  # B C Y X
+    for batch, probabilities in _inferred(model, batches, run, device, show):
+        levels = map_predictions.levels(probabilities.cpu().numpy())  # B C Y X
         results |= {token: map_predictions.pack(level) for token, level in zip(batch.token, levels, strict=True)}
     return results
 
@@ -151,12 +151,14 @@ def infer(model: BEVModel, batch: Batch, run: Run) -> list[Detections] | Tensor:
     return model.detect(batch, bounds=run.inference.range, settings=getattr(run.inference, run.head).model_dump())
 
 
-def submission(token: str, found: Detections, global_from_lidar: np.ndarray, *, limit: int) -> list[dict]:
+def submission(token: str, detections: Detections, global_from_lidar: np.ndarray, *, limit: int) -> list[dict]:
     """One sample's boxes, best first and at most `limit`, as nuScenes' submission entries in the global frame."""
-    order = torch.sort(found.scores, descending=True, stable=True).indices[:limit]
-    boxes = box_tools.move(found.boxes[order].double().cpu().numpy(), global_from_lidar)
+    order = torch.sort(detections.scores, descending=True, stable=True).indices[:limit]
+    boxes = box_tools.move(detections.boxes[order].double().cpu().numpy(), global_from_lidar)
     entries = []
-    for box, score, label in zip(boxes, found.scores[order].tolist(), found.labels[order].tolist(), strict=True):
+    for box, score, label in zip(
+        boxes, detections.scores[order].tolist(), detections.labels[order].tolist(), strict=True
+    ):
         name = box_tools.CLASSES[label]
         entries.append(
             {

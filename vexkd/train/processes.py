@@ -102,10 +102,10 @@ def _on_cpu(device: str | None) -> bool:
 
 
 def _check_devices(device: str | None) -> None:
-    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if environment.MARK in os.environ else 1
-    if not _on_cpu(device) and wanted > torch.cuda.device_count():
+    started = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if environment.MARK in os.environ else 1
+    if not _on_cpu(device) and started > torch.cuda.device_count():
         raise InputError(
-            f"{wanted} processes were started on this machine, but torch sees {torch.cuda.device_count()} GPUs: "
+            f"{started} processes were started on this machine, but torch sees {torch.cuda.device_count()} GPUs: "
             "start one process per GPU, or pass --device cpu."
         )
 

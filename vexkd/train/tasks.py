@@ -75,9 +75,11 @@ def build_task(run: Run, *, start: Path | None, teacher: Path | None) -> tuple[T
 def _check_origin(name: str, weights: Path | None, where: str) -> None:
     if weights is None:
         raise InputError(f"{where} is {name}, but no weights were given; pass its weights.safetensors.")
-    found = checkpoint.read_header(weights)["settings"]["name"]
-    if found != name:
-        raise InputError(f"{weights}: {where} must be {name}, these are the weights of {found}; pass those of {name}.")
+    name_in_weights = checkpoint.read_header(weights)["settings"]["name"]
+    if name_in_weights != name:
+        raise InputError(
+            f"{weights}: {where} must be {name}, these are the weights of {name_in_weights}; pass those of {name}."
+        )
 
 
 def training_set(
@@ -87,11 +89,11 @@ def training_set(
 
     The images are the student's where it has cameras; a teacher that asks for the same ones shares them.
     """
-    own = run if run.camera else images
+    shown = run if run.camera else images
     sensors = sensors_read(run, images)
     augment = run.bev_augment
-    history = own.camera.history.keyframes if own.camera and own.camera.history else 0
-    otherwise = images.camera is not None and _pictures(images) != _pictures(own)
+    history = shown.camera.history.keyframes if shown.camera and shown.camera.history else 0
+    otherwise = images.camera is not None and _pictures(images) != _pictures(shown)
     alone = images.camera is not None and images.camera.history is None and history > 0
     if run.paste is not None and paste is None:
         raise InputError(
@@ -106,7 +108,7 @@ def training_set(
         sensors=sensors,
         bounds=run.bev.range,
         sweeps=run.data.sweeps,
-        image_size=tuple(own.camera.image_size) if "camera" in sensors else None,
+        image_size=tuple(shown.camera.image_size) if "camera" in sensors else None,
         history=history,
         teacher_image_size=tuple(images.camera.image_size) if otherwise or alone else None,
         teacher_augmentation=_image_augmentation(images.image_augment) if otherwise else None,
@@ -117,7 +119,7 @@ def training_set(
             flip_x=augment.flip,
             flip_y=augment.flip,
         ),
-        image_augmentation=_image_augmentation(own.image_augment) if "camera" in sensors else None,
+        image_augmentation=_image_augmentation(shown.image_augment) if "camera" in sensors else None,
         paste=_pasted(run, paste, split) if run.paste else None,
         paste_counts=run.paste.counts if run.paste else None,
         paste_epochs=run.paste.until_epoch if run.paste else None,

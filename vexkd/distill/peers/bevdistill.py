@@ -72,14 +72,14 @@ def best_boxes(head: nn.Module, predictions: Any) -> list[tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
-def match(codes: Tensor, logits: Tensor, wanted: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+def match(codes: Tensor, logits: Tensor, teacher_codes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Hungarian matching of queries, codes (Q, 10) and logits (Q, K), to a teacher's codes (M, 10) and scores (M, K).
 
     Cost: binary cross-entropy to all of the teacher's class scores, and the L1 distance of the codes.
     """
     with torch.autocast(codes.device.type, enabled=False):
         cost = F.softplus(-logits) @ scores.T + F.softplus(logits) @ (1 - scores).T  # Q M
-        cost = cost + BOX_COST * torch.cdist(codes[:, :MATCHED], wanted[:, :MATCHED], p=1)
+        cost = cost + BOX_COST * torch.cdist(codes[:, :MATCHED], teacher_codes[:, :MATCHED], p=1)
     return hungarian(cost)
 
 
@@ -98,10 +98,10 @@ def box_distance(lesson: Lesson) -> Tensor:
     for layer in head.decoder_layers(lesson.output.predictions):
         for sample, (boxes, scores) in enumerate(teacher_boxes):
             codes, logits = layer["codes"][sample].float(), layer["logits"][sample].float()
-            wanted = head.encode(boxes)
-            chosen, truth = match(codes, logits, wanted, scores)
-            distance = ((codes[chosen] - wanted[truth]).abs() * head.code_weights).sum(dim=1)
-            weight = scores[truth].amax(dim=1)
+            teacher_codes = head.encode(boxes)
+            query, box = match(codes, logits, teacher_codes, scores)
+            distance = ((codes[query] - teacher_codes[box]).abs() * head.code_weights).sum(dim=1)
+            weight = scores[box].amax(dim=1)
             total = total + (distance * weight.square()).sum() / weight.sum().clamp(min=1e-6) / len(teacher_boxes)
     return total
 

@@ -159,8 +159,8 @@ def per_box(covered: list[Tensor], weights: list[Tensor], grid: BevGrid) -> Tens
     """
     rows, columns = grid.shape
     none = torch.zeros(1, rows, columns, device=covered[0].device)
-    found = [torch.cat([none, c * w[:, None, None]]).amax(dim=0) for c, w in zip(covered, weights, strict=True)]
-    return torch.stack(found)[:, None]
+    largest = [torch.cat([none, c * w[:, None, None]]).amax(dim=0) for c, w in zip(covered, weights, strict=True)]
+    return torch.stack(largest)[:, None]
 
 
 def evenly(cells: Tensor) -> Tensor:
@@ -178,11 +178,13 @@ def attention_distance(student: Tensor, teacher: Tensor, temperature: float) -> 
 
 def build_fgd(*, settings: Distill, student: BEVModel, teacher: BEVModel, teacher_name: str) -> FGD:
     """FGD as the method of a run, on the levels of `distill.levels`."""
-    ours, theirs = widths(student), widths(teacher)
+    channels, teacher_channels = widths(student), widths(teacher)
     return FGD(
         grid=teacher.grid,
-        adapters={k: adapter("where-widths-differ", ours[k], theirs[k], hidden=0.0) for k in settings.levels},
-        contexts={k: nn.ModuleList(ContextBlock(theirs[k]) for _ in range(2)) for k in settings.levels},
+        adapters={
+            k: adapter("where-widths-differ", channels[k], teacher_channels[k], hidden=0.0) for k in settings.levels
+        },
+        contexts={k: nn.ModuleList(ContextBlock(teacher_channels[k]) for _ in range(2)) for k in settings.levels},
         levels=settings.levels,
         temperature=settings.temperature or TEMPERATURE,
         weights=weights_of("fgd", FGD_WEIGHTS, settings.weights),
@@ -191,10 +193,10 @@ def build_fgd(*, settings: Distill, student: BEVModel, teacher: BEVModel, teache
 
 def build_distillbev(*, settings: Distill, student: BEVModel, teacher: BEVModel, teacher_name: str) -> DistillBEV:
     """DistillBEV as the method of a run, on the levels of `distill.levels`."""
-    ours, theirs = widths(student), widths(teacher)
+    channels, teacher_channels = widths(student), widths(teacher)
     return DistillBEV(
         grid=teacher.grid,
-        adapters={k: adapter("always", ours[k], theirs[k], hidden=0.0) for k in settings.levels},
+        adapters={k: adapter("always", channels[k], teacher_channels[k], hidden=0.0) for k in settings.levels},
         pools={k: nn.Conv2d(1, 1, 3, padding=1) for k in settings.levels},
         levels=settings.levels,
         temperature=settings.temperature or TEMPERATURE,

@@ -59,12 +59,15 @@ class MasKD(Method):
 
     def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         with torch.set_grad_enabled(lesson.learning and torch.is_grad_enabled()):
-            found = {level: self.masks[level](lesson.teacher_features[level]) for level in self.levels}
-        joint = {level: (m * shares[..., None, None]).sum(dim=1, keepdim=True) for level, (m, shares) in found.items()}
+            masks_by_level = {level: self.masks[level](lesson.teacher_features[level]) for level in self.levels}
+        joint = {
+            level: (m * shares[..., None, None]).sum(dim=1, keepdim=True)
+            for level, (m, shares) in masks_by_level.items()
+        }
         terms: dict[str, Tensor] = {}
         if lesson.learning:
             terms |= {f"masked.{name}": value for name, value in lesson.masked_teacher_loss(joint).items()}
-        for level, (masks, shares) in found.items():
+        for level, (masks, shares) in masks_by_level.items():
             student = self.adapters[level](lesson.output.features[level])
             distance = masked_distance(student, lesson.teacher_features[level], masks.detach(), shares.detach())
             terms[f"distill.{level}"] = self.weights["feature"] * distance
@@ -97,10 +100,10 @@ def dice(masks: Tensor) -> Tensor:
 
 def build(*, settings: Distill, student: BEVModel, teacher: BEVModel, teacher_name: str) -> MasKD:
     """The method of a run, on the levels of `distill.levels`."""
-    ours, theirs = widths(student), widths(teacher)
+    channels, teacher_channels = widths(student), widths(teacher)
     return MasKD(
-        tokens={level: MaskTokens(theirs[level]) for level in settings.levels},
-        adapters={k: adapter("always", ours[k], theirs[k], hidden=0.0) for k in settings.levels},
+        tokens={level: MaskTokens(teacher_channels[level]) for level in settings.levels},
+        adapters={k: adapter("always", channels[k], teacher_channels[k], hidden=0.0) for k in settings.levels},
         levels=settings.levels,
         weights=weights_of("maskd", WEIGHTS, settings.weights),
     )

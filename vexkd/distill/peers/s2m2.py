@@ -38,34 +38,36 @@ class S2M2(Method):
 
     def forward(self, lesson: Lesson) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         truth = regions.gaussians(lesson.batch, self.grid, overlap=OVERLAP, min_radius=MIN_RADIUS)
-        ours = regions.highest_logit(lesson.output.predictions).sigmoid()
-        theirs = regions.highest_logit(lesson.teacher_predictions()).sigmoid()
-        found = groups(ours.detach(), truth, THRESHOLD)
+        student_score = regions.highest_logit(lesson.output.predictions).sigmoid()
+        teacher_score = regions.highest_logit(lesson.teacher_predictions()).sigmoid()
+        cells_by_group = groups(student_score.detach(), truth, THRESHOLD)
         terms = {}
-        for name, cells in found.items():
+        for name, cells in cells_by_group.items():
             weight = self.weights[f"heatmap.{name}"]
-            terms[f"distill.heatmap.{name}"] = weight * per_sample((ours - theirs).abs() * evenly(cells))
+            terms[f"distill.heatmap.{name}"] = weight * per_sample(
+                (student_score - teacher_score).abs() * evenly(cells)
+            )
         for level in self.levels:
             student = self.adapters[level](lesson.output.features[level])
             error = (student.float() - lesson.teacher_features[level].float()).square().mean(dim=1, keepdim=True)
-            for name, cells in found.items():
+            for name, cells in cells_by_group.items():
                 weight = self.weights[f"feature.{name}"]
                 terms[f"distill.feature.{name}.{level}"] = weight * per_sample(error * evenly(cells))
-        return terms, {f"mask.{name}": cells.float().mean() for name, cells in found.items()}
+        return terms, {f"mask.{name}": cells.float().mean() for name, cells in cells_by_group.items()}
 
 
 def groups(score: Tensor, truth: Tensor, threshold: float) -> dict[str, Tensor]:
     """Cells (B, 1, Y, X) by what a heatmap says of them and what is true."""
-    seen, there = score > threshold, truth > threshold
-    return {"true": seen & there, "false": seen & ~there, "missed": ~seen & there}
+    predicted, true = score > threshold, truth > threshold
+    return {"true": predicted & true, "false": predicted & ~true, "missed": ~predicted & true}
 
 
 def build(*, settings: Distill, student: BEVModel, teacher: BEVModel, teacher_name: str) -> S2M2:
     """The method of a run, on the levels of `distill.levels`."""
-    ours, theirs = widths(student), widths(teacher)
+    channels, teacher_channels = widths(student), widths(teacher)
     return S2M2(
         grid=teacher.grid,
-        adapters={k: adapter("always", ours[k], theirs[k], hidden=0.0) for k in settings.levels},
+        adapters={k: adapter("always", channels[k], teacher_channels[k], hidden=0.0) for k in settings.levels},
         levels=settings.levels,
         weights=weights_of("s2m2", WEIGHTS, settings.weights),
     )

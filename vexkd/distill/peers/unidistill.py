@@ -72,12 +72,12 @@ class UniDistill(Method):
 
 def sampled(feature: Tensor, boxes: list[Tensor], grid: BevGrid) -> Tensor:
     """Features at the nine key points of all boxes of a batch, sample after sample: (M, 9, C), float32."""
-    found = [
-        regions.sample(one.float(), regions.key_points(mine).flatten(0, 1), grid).unflatten(0, (-1, 9))
-        for one, mine in zip(feature, boxes, strict=True)
-        if len(mine)
+    samples = [
+        regions.sample(one.float(), regions.key_points(own_boxes).flatten(0, 1), grid).unflatten(0, (-1, 9))
+        for one, own_boxes in zip(feature, boxes, strict=True)
+        if len(own_boxes)
     ]
-    return torch.cat(found) if found else feature.float().sum(dim=(2, 3))[:0, None].expand(-1, 9, -1)
+    return torch.cat(samples) if samples else feature.float().sum(dim=(2, 3))[:0, None].expand(-1, 9, -1)
 
 
 def point_distance(student: Tensor, teacher: Tensor, boxes: list[Tensor], grid: BevGrid) -> Tensor:
@@ -102,11 +102,13 @@ def response_distance(student: Any, teacher: Any, mask: Tensor, *, boxes: bool) 
 
     The teacher's score is sigmoid(x / 2), as published.
     """
-    ours, theirs = regions.highest_logit(student).sigmoid(), (regions.highest_logit(teacher) / 2).sigmoid()
-    terms = {"heatmap": ((ours.clamp(CLIP, 1 - CLIP) - theirs.clamp(CLIP, 1 - CLIP)).abs() * mask).sum()}
+    student_map, teacher_map = regions.highest_logit(student).sigmoid(), (regions.highest_logit(teacher) / 2).sigmoid()
+    terms = {"heatmap": ((student_map.clamp(CLIP, 1 - CLIP) - teacher_map.clamp(CLIP, 1 - CLIP)).abs() * mask).sum()}
     if boxes:
-        ours, theirs = (torch.cat([task[n].float() for task in p for n in BRANCHES], dim=1) for p in (student, teacher))
-        terms["box"] = ((ours - theirs).abs().mean(dim=1, keepdim=True) * mask).sum()
+        student_map, teacher_map = (
+            torch.cat([task[n].float() for task in p for n in BRANCHES], dim=1) for p in (student, teacher)
+        )
+        terms["box"] = ((student_map - teacher_map).abs().mean(dim=1, keepdim=True) * mask).sum()
     return terms
 
 
