@@ -154,6 +154,28 @@ def test_after_the_stop_masks_stay_and_distillation_goes_on(lesson):
     assert all(torch.equal(a, b) for a, b in zip(before, task.masks.parameters(), strict=True))
 
 
+def test_the_teachers_targets_are_drawn_only_while_masks_learn(lesson):
+    task, batch = lesson
+    task.begin_step(0, 0)
+    assert {name.split(".")[0] for name in task.targets(batch).counts} == {"student", "teacher"}
+    task.begin_step(1, 7)  # stop_mask_epoch is 1
+    assert {name.split(".")[0] for name in task.targets(batch).counts} == {"student"}
+
+
+def test_where_low_alone_is_distilled_the_teacher_makes_no_high_map(lesson):
+    task, batch = lesson
+    task.method.levels, task.method.reads_high = ("low",), False
+    del task.method.drawing.nets["high"]
+    task.teacher.bev_encoder.register_forward_hook(lambda _module, inputs, _output: passes.append(inputs[0]))
+    passes = []
+    step_of(task, batch)  # masks learn: the masked `low` alone passes through
+    task.begin_step(1, 7)
+    terms, _ = step_of(task, batch)
+    assert len(passes) == 1
+    assert passes[0].requires_grad
+    assert [name for name in terms if not name.startswith("task.")] == ["distill.low"]
+
+
 def test_the_teacher_stays_as_it_was(lesson):
     """BatchNorm statistics included, also in the masked pass."""
     task, batch = lesson

@@ -81,7 +81,7 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, targets: Targets, counts: Counts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weighted loss terms, whose sum is to be minimised, and figures to watch."""
         with torch.no_grad():
-            teacher_features = self.teacher.features(batch.for_teacher())
+            teacher_features = self.teacher.features(batch.for_teacher(), high=self.method.reads_high)
         output = self.student(batch)
         task = self.student.loss(output, targets.under("student"), counts.under("student"))
         terms = {f"task.{name}": value for name, value in task.items()}

@@ -56,11 +56,12 @@ class Lesson:
 class Method(nn.Module):
     """A method: a module whose parameters are trained with the student and dropped after.
 
-    masks: the module that learns where to distil and is frozen by the schedule, or None. forward: from a `Lesson` weighted
-    loss terms, and figures to watch.
+    masks: the module that learns where to distil and is frozen by the schedule, or None. reads_high: whether it reads the
+    teacher's `high` map or predictions. forward: from a `Lesson` weighted loss terms, and figures to watch.
     """
 
     masks: nn.Module | None  # no default here: it would hide a module of this name
+    reads_high = True
 
     def targets(self, batch: Batch) -> Targets:
         """What the method reads of the ground truth, with the counts that its terms are divided by, if any."""

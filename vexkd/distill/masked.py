@@ -48,6 +48,7 @@ class MaskedDistillation(Method):
         super().__init__()
         self.drawing, self.learns = drawing, learns
         self.adapters, self.compare, self.levels = nn.ModuleDict(adapters), compare, tuple(levels)
+        self.reads_high = "high" in self.levels
         self.student_weight, self.mask_weight = student_weight, mask_weight
         self.detached = coupling == "detached"
 

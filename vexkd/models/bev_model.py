@@ -98,11 +98,14 @@ class BEVModel(nn.Module):
         features, auxiliary = self._features(batch)
         return Output(features, self.head(features["high"]), auxiliary)
 
-    def features(self, batch: Batch) -> dict[str, Tensor]:
-        """The named BEV maps (B, C, Y, X) without the head: all that a teacher has to compute (see `batch.Output`)."""
-        return self._features(batch)[0]
+    def features(self, batch: Batch, *, high: bool = True) -> dict[str, Tensor]:
+        """The named BEV maps (B, C, Y, X) without the head: all that a teacher has to compute (see `batch.Output`).
 
-    def _features(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        high: False leaves out the BEV encoder and its map, where nobody reads it.
+        """
+        return self._features(batch, high=high)[0]
+
+    def _features(self, batch: Batch, *, high: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The named BEV maps, and what the camera branch's own loss reads."""
         features: dict[str, Tensor] = {}
         auxiliary: dict[str, Tensor] = {}
@@ -120,7 +123,8 @@ class BEVModel(nn.Module):
             features["low"] = self.fusion(maps)
         else:
             features["low"] = next(iter(features.values()))
-        features["high"] = self.bev_encoder(features["low"])
+        if high:
+            features["high"] = self.bev_encoder(features["low"])
         return features, auxiliary
 
     def _nothing(self, batch: Batch, channels: int) -> Tensor:
