@@ -184,14 +184,6 @@ def test_running_sums_give_what_writing_every_copy_out_gives(seed, detections, h
     assert np.allclose(found, [expanded(matches, row) for row in counts], rtol=0, atol=1e-13)
 
 
-def test_draws_are_scored_in_parts_as_at_once(boxes, monkeypatch):
-    matches = matched(*boxes, 4)
-    counts = resamples.draws(4)[:50]
-    expected = resamples.scores_of_draws(matches, counts, SETTINGS)
-    monkeypatch.setattr(resamples, "_AT_ONCE", 700)
-    assert np.array_equal(resamples.scores_of_draws(matches, counts, SETTINGS), expected)
-
-
 def test_equal_to_the_devkit_on_the_town(town):
     rng = np.random.default_rng(1)
     truth = ground_truth.read(town / "data", "v1.0-mini", "mini_val")

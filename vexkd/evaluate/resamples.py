@@ -7,15 +7,17 @@ which the drawn scenes stand as often as they were drawn.
 
 For detections such a data set is never written out. A detection, and with it its hit, stands as often as its scene was
 drawn, so that running sums of these weights say how many detections and hits come before each detection. The metric asks
-for precision, confidence and mean errors at 101 recalls only; which detection stands there is found by bisection, for many
-draws at once. Letters: S scenes, R draws, D detections, M true positives, T distance thresholds, E errors, Q = 101 recalls.
+for precision, confidence and mean errors at 101 recalls only; which detection stands there is found by bisection in the
+sums. Letters: S scenes, R draws, D detections, M true positives, T distance thresholds, E errors, Q = 101 recalls.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 DRAWS = 1000
 SEED = 20241210  # of the generator that draws the scenes; the same for every run
 FILE = "resamples.json"
-_AT_ONCE = 1 << 25  # running sums, of detections times draws, that are in memory at a time
 
 
 def draws(scenes: int, count: int = DRAWS) -> np.ndarray:
@@ -80,105 +81,82 @@ def detection_scores(matches: Mapping[str, Matches], counts: np.ndarray, setting
 
 def scores_of_draws(matches: Mapping[str, Matches], counts: np.ndarray, settings: Any) -> tuple[np.ndarray, np.ndarray]:
     """mAP and NDS, (R,) each, of the data sets in which scene s stands counts[r, s] times: the devkit's arithmetic."""
-    aps, errors = [], []
-    for name, each in matches.items():
-        step = max(1, _AT_ONCE // (len(each.scene) + 1))
-        parts = [_of_class(name, each, counts[start : start + step], settings) for start in range(0, len(counts), step)]
-        aps.append(np.concatenate([ap for ap, _ in parts]))
-        errors.append(np.concatenate([error for _, error in parts], axis=1))
-    mean_ap = np.mean(aps, axis=0)
-    scores = np.maximum(0.0, 1.0 - np.nanmean(errors, axis=0))  # E R
+    counts = np.asarray(counts)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(lambda job: _of_class(*job, counts, settings), matches.items()))
+    mean_ap = np.mean([ap for ap, _ in parts], axis=0)
+    scores = np.maximum(0.0, 1.0 - np.nanmean([errors for _, errors in parts], axis=0))  # E R
     weight = settings.mean_ap_weight
     return mean_ap, (weight * mean_ap + scores.sum(axis=0)) / (weight + len(scores))
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """Running sums over one class's detections, best first, in each draw.
-
-    weight: how often each detection stands there, by scene, (S, R). seen (D + 1, R): detections before each one.
-    positives (R,): true boxes.
-    """
-
-    weight: np.ndarray
-    seen: np.ndarray
-    positives: np.ndarray
-
-
-@dataclass(frozen=True)
 class _Steps:
-    """Where the 101 recalls lie among the hits at one threshold: each array (Q, R) but `before`, `row`, `total`.
+    """Where the 101 recalls lie among the hits of each draw at one threshold: arrays (R, Q) but `row` and `total`.
 
-    row (M,): the hits' places among the detections. before (M + 1, R): hits before each. total (R,). reached: hits up to a
-    recall. hit: the next one, a number into `row`. place: how many detections come before that.
+    row (M,): the hits' places among the detections. total (R,): hits of the draw. reached: hits up to a recall. hit: which
+    one follows, a number into `row`. place: how many detections come before that. before: at the threshold of the errors,
+    the detection before it.
     """
 
     row: np.ndarray
-    before: np.ndarray
     total: np.ndarray
     reached: np.ndarray
     hit: np.ndarray
     place: np.ndarray
+    before: np.ndarray
 
 
 def _of_class(name: str, each: Matches, counts: np.ndarray, settings: Any) -> tuple[np.ndarray, np.ndarray]:
     """AP, mean over the thresholds (R,), and the five errors (E, R) of one class."""
     ap = np.zeros((len(each.hit), len(counts)))
     errors = np.ones((len(TP_ERRORS), len(counts)))
-    weight = np.ascontiguousarray(counts.T, dtype=np.int32)
-    sums = _Sums(weight, _running(weight[each.scene]), counts @ each.positives)
-    for t, hit in enumerate(each.hit):
-        if not hit.any():
-            continue
-        steps = _steps(each, sums, np.flatnonzero(hit))
-        found = steps.total > 0  # of no use without a hit: then scores stay as they are
-        found &= sums.positives > 0
-        ap[t, found] = _average_precision(steps, sums, settings)[found]
-        if t == each.strict:
-            errors[:, found] = _mean_errors(each, steps, sums, settings)[:, found]
+    positives = counts @ each.positives
+    number = counts @ np.bincount(each.scene, minlength=counts.shape[1])  # of detections
+    for t, steps in enumerate(_steps(each, counts, positives)):
+        found = (steps.total > 0) & (positives > 0)  # without a hit scores stay as they are
+        ap[t, found] = _average_precision(steps, positives, number, settings)[found]
+        if t == each.strict and found.any():
+            confidence = _confidence(each, steps, positives, counts)
+            errors[:, found] = _mean_errors(each, steps.row, confidence, counts, settings)[:, found]
     for error in UNDEFINED.get(name, ()):
         errors[TP_ERRORS.index(error)] = np.nan
     return ap.mean(axis=0), errors
 
 
-def _running(values: np.ndarray) -> np.ndarray:
-    """Sums down to each row, without it: (N, R) -> (N + 1, R)."""
-    sums = np.zeros((len(values) + 1, values.shape[1]), dtype=values.dtype)
-    np.cumsum(values, axis=0, out=sums[1:])
-    return sums
+def _steps(each: Matches, counts: np.ndarray, positives: np.ndarray) -> list[_Steps]:
+    """The recalls among the hits of each threshold: for each draw, running sums of weights and a bisection."""
+    found = []
+    for hit in each.hit:
+        row = np.flatnonzero(hit)
+        total = counts @ np.bincount(each.scene[row], minlength=counts.shape[1])
+        reached = _reached(positives, total)
+        found.append(_Steps(row, total, reached, *np.zeros((3, *reached.shape), dtype=np.int64)))
+    weights = counts.astype(np.int32)
+    for r, scene_weight in enumerate(weights):
+        weight = scene_weight[each.scene]
+        seen = np.cumsum(weight)
+        for t, steps in enumerate(found):
+            if not steps.total[r]:
+                continue
+            own = weight[steps.row]
+            sums = np.cumsum(own)
+            hit = np.searchsorted(sums, np.minimum(steps.reached[r], steps.total[r] - 1), side="right")
+            row = steps.row[hit]
+            steps.hit[r] = hit
+            steps.place[r] = seen[row] - weight[row] + steps.reached[r] - (sums[hit] - own[hit])
+            if t == each.strict:
+                steps.before[r] = np.searchsorted(seen, np.minimum(steps.place[r], seen[-1]) - 1, side="right")
+    return found
 
 
-def _at(table: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """What stands in each draw's column in these rows: table (N, R), rows (Q, R) -> (Q, R)."""
-    return np.take_along_axis(table, rows, axis=0)
-
-
-def _holder(before: np.ndarray, number: np.ndarray) -> np.ndarray:
-    """Which row holds the copy of this number, counted from 0 in its draw; for one beyond the end, the last that holds any.
-
-    before (N + 1, R), number (Q, R) -> (Q, R).
-    """
-    number = np.minimum(number, before[-1] - 1)
-    low = np.zeros(number.shape, dtype=np.int64)
-    high = np.full(number.shape, len(before) - 2)
-    while (low < high).any():
-        middle = (low + high) // 2
-        later = _at(before, middle + 1) <= number
-        low, high = np.where(later, middle + 1, low), np.where(later, high, middle)
-    return low
-
-
-def _steps(each: Matches, sums: _Sums, row: np.ndarray) -> _Steps:
-    """The recalls among the hits in these rows."""
-    before = _running(sums.weight[each.scene[row]])
-    positives = np.maximum(sums.positives, 1)
-    reached = np.floor(RECALLS[:, None] * positives)  # Q R, perhaps one off by rounding
-    reached += (reached + 1) / positives <= RECALLS[:, None]
-    reached -= reached / positives > RECALLS[:, None]
-    reached = np.minimum(reached.astype(np.int64), before[-1])
-    hit = _holder(before, reached)
-    place = _at(sums.seen, row[hit]) + reached - _at(before, hit)
-    return _Steps(row, before, before[-1], reached, hit, place)
+def _reached(positives: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """How many hits lie within each recall, of `positives` true boxes and `total` hits: (R, Q)."""
+    number = np.maximum(positives, 1)[:, None]
+    reached = np.floor(RECALLS * number)  # perhaps one off by rounding
+    reached += (reached + 1) / number <= RECALLS
+    reached -= reached / number > RECALLS
+    return np.minimum(reached.astype(np.int64), total[:, None])
 
 
 def _between(x: np.ndarray, x0: np.ndarray, y0: np.ndarray, x1: np.ndarray, y1: np.ndarray) -> np.ndarray:
@@ -187,64 +165,95 @@ def _between(x: np.ndarray, x0: np.ndarray, y0: np.ndarray, x1: np.ndarray, y1: 
         return np.where(x == x0, y0, (y1 - y0) / (x1 - x0) * (x - x0) + y0)
 
 
-def _at_recalls(steps: _Steps, sums: _Sums, here: np.ndarray, following: np.ndarray, final: np.ndarray) -> np.ndarray:
-    """A curve over the recalls of the detections, read off at the 101 as by `np.interp(..., right=0)`: (Q, R).
+def _at_recalls(
+    steps: _Steps, positives: np.ndarray, here: np.ndarray, following: np.ndarray, final: np.ndarray
+) -> np.ndarray:
+    """A curve over the recalls of the detections, read off at the 101 as by `np.interp(..., right=0)`: (R, Q).
 
-    here, following (Q, R): its values at the last detection before the next hit, and at that hit. final (R,): its value at
+    here, following (R, Q): its values at the last detection before the next hit, and at that hit. final (R,): its value at
     the very last detection.
     """
-    positives = np.maximum(sums.positives, 1)
-    values = _between(RECALLS[:, None], steps.reached / positives, here, (steps.reached + 1) / positives, following)
+    number = np.maximum(positives, 1)[:, None]
+    values = _between(RECALLS, steps.reached / number, here, (steps.reached + 1) / number, following)
     values = np.where(steps.place == 0, following, values)  # before the first detection
-    end = np.where(steps.total / positives == RECALLS[:, None], final, 0.0)
-    return np.where(steps.reached == steps.total, end, values)
+    end = np.where(steps.total[:, None] / number == RECALLS, final[:, None], 0.0)
+    return np.where(steps.reached == steps.total[:, None], end, values)
 
 
-def _average_precision(steps: _Steps, sums: _Sums, settings: Any) -> np.ndarray:
-    """AP above the lowest recall and precision that count: (R,)."""
+def _average_precision(steps: _Steps, positives: np.ndarray, number: np.ndarray, settings: Any) -> np.ndarray:
+    """AP above the lowest recall and precision that count: (R,). number: of detections in each draw."""
     here = steps.reached / np.maximum(steps.place, 1)
     following = (steps.reached + 1) / (steps.place + 1)
-    precision = _at_recalls(steps, sums, here, following, steps.total / np.maximum(sums.seen[-1], 1))
-    kept = precision[round(100 * settings.min_recall) + 1 :] - settings.min_precision
-    return np.maximum(kept, 0).mean(axis=0) / (1.0 - settings.min_precision)
+    precision = _at_recalls(steps, positives, here, following, steps.total / np.maximum(number, 1))
+    kept = precision[:, round(100 * settings.min_recall) + 1 :] - settings.min_precision
+    return np.maximum(kept, 0).mean(axis=1) / (1.0 - settings.min_precision)
 
 
-def _confidence(each: Matches, steps: _Steps, sums: _Sums) -> np.ndarray:
-    """The score down to which detections must be taken to reach each recall, 0 where none is enough: (Q, R)."""
-    following = each.score[steps.row[steps.hit]]
-    here = each.score[_holder(sums.seen, np.maximum(steps.place - 1, 0))]
-    final = each.score[_holder(sums.seen, np.maximum(sums.seen[-1:] - 1, 0))[0]]
-    return _at_recalls(steps, sums, here, following, final)
+def _confidence(each: Matches, steps: _Steps, positives: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The score down to which detections must be taken to reach each recall, 0 where none is enough: (R, Q)."""
+    final = np.zeros(len(counts))
+    lowest = np.full(counts.shape[1], -1)
+    np.maximum.at(lowest, each.scene, np.arange(len(each.scene)))  # the last detection of each scene
+    last = np.where(counts > 0, lowest, -1).max(axis=1)
+    final[last >= 0] = each.score[last[last >= 0]]
+    return _at_recalls(steps, positives, each.score[steps.before], each.score[steps.row[steps.hit]], final)
 
 
-def _mean_errors(each: Matches, steps: _Steps, sums: _Sums, settings: Any) -> np.ndarray:
-    """The five errors as running means, averaged over the recalls that count, 1 where none is reached: (E, R)."""
-    confidence = _confidence(each, steps, sums)
-    score = each.score[steps.row]
-    surer = _at(steps.before, np.searchsorted(-score, -confidence, side="left"))  # hits above this confidence
-    some = surer < steps.total
-    first = _holder(steps.before, np.where(some, surer, 0))  # the first hit that is not above it
-    last = _holder(steps.before, np.maximum(surer - 1, 0))  # the last hit that is
+def _mean_errors(
+    each: Matches, row: np.ndarray, confidence: np.ndarray, counts: np.ndarray, settings: Any
+) -> np.ndarray:
+    """The five errors as running means, averaged over the recalls that count, 1 where none is reached: (E, R).
+
+    row (M,): the hits' places among the detections.
+    """
+    score = each.score[row]
+    known = ~np.isnan(each.errors)
+    values = np.where(known, each.errors, 0.0)
+    above = np.searchsorted(-score, -confidence, side="left")  # hits of which no copy counts yet, (R, Q)
     first_recall = round(100 * settings.min_recall) + 1
-    numbers = np.arange(len(RECALLS))[:, None]
-    end = np.where(confidence != 0, numbers, 0).max(axis=0)
-    counted = (numbers >= first_recall) & (numbers <= end)
-    weight = sums.weight[each.scene[steps.row]]
-    found = []
-    for error in each.errors:
-        known = ~np.isnan(error)
-        value = np.where(known, error, 0.0)
-        total = _running(weight * value[:, None])
-        number = steps.before if known.all() else _running(weight * known[:, None].astype(np.int32))
-        with_first = _mean(_at(total, first) + value[first], _at(number, first) + known[first])
-        before_it = _mean(_at(total, first), _at(number, first))
-        curve = _between(confidence, score[first], with_first, score[last], before_it)
-        curve = np.where(surer == 0, with_first, curve)
-        curve = np.where(some, curve, _mean(total[-1], number[-1]))
-        curve = np.where(number[-1] == 0, 1.0, curve)  # nothing is known
-        mean = np.where(counted, curve, 0.0).sum(axis=0) / np.maximum(counted.sum(axis=0), 1)
-        found.append(np.where(end < first_recall, 1.0, mean))
-    return np.stack(found)
+    numbers = np.arange(len(RECALLS))
+    end = np.where(confidence != 0, numbers, 0).max(axis=1)
+    found = np.ones((len(TP_ERRORS), len(counts)))
+    for r in np.flatnonzero(end >= first_recall):
+        recalls = slice(first_recall, int(end[r]) + 1)
+        weight = counts[r, each.scene[row]]
+        curve = _error_curve(score, values, known, weight, confidence[r, recalls], above[r, recalls])
+        found[:, r] = curve.mean(axis=1)
+    return found
+
+
+def _error_curve(
+    score: np.ndarray,
+    values: np.ndarray,
+    known: np.ndarray,
+    weight: np.ndarray,
+    confidence: np.ndarray,
+    above: np.ndarray,
+) -> np.ndarray:
+    """The running means of the errors of one draw, read off at confidences (Q,): (E, Q).
+
+    score (M,), values and known (E, M): of the hits; weight (M,): how often each stands there; above (Q,): how many have
+    higher scores than each confidence.
+    """
+    copies = _running(weight)
+    sums = _running(values * weight)
+    number = _running(known * weight) if not known.all() else np.broadcast_to(copies, sums.shape)
+    surer = copies[above]
+    some = surer < copies[-1]
+    first = np.searchsorted(copies[1:], np.minimum(surer, copies[-1] - 1), side="right")  # the first not above
+    last = np.searchsorted(copies[1:], np.maximum(surer - 1, 0), side="right")  # the last above
+    with_first = _mean(sums[:, first] + values[:, first], number[:, first] + known[:, first])
+    curve = _between(confidence, score[first], with_first, score[last], _mean(sums[:, first], number[:, first]))
+    curve = np.where(surer == 0, with_first, curve)
+    curve = np.where(some, curve, _mean(sums[:, -1:], number[:, -1:]))
+    return np.where(number[:, -1:] == 0, 1.0, curve)  # nothing is known
+
+
+def _running(values: np.ndarray) -> np.ndarray:
+    """Sums along the last axis up to each place, without it: (..., N) -> (..., N + 1)."""
+    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1), dtype=values.dtype)
+    np.cumsum(values, axis=-1, out=sums[..., 1:])
+    return sums
 
 
 def _mean(total: np.ndarray, number: np.ndarray) -> np.ndarray:
