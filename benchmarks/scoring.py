@@ -3,7 +3,8 @@
 Predictions for nuScenes' val split (6,027 samples of 200 boxes) are made from the truth of a tables-only synthetic set, or
 of --root: true boxes seen badly, seen twice, and clutter. Each scorer then loads and scores them in a process of its own,
 in turn, so that neither has the other's memory: nuscenes-devkit its load and evaluate, the array scorer the same and 1,000
-draws of scenes on top. Times begin after the imports.
+draws of scenes on top. Times begin after the imports; CPU
+seconds, which tell more on a machine that is shared, are those of the whole process.
 """
 
 from __future__ import annotations
@@ -190,10 +191,10 @@ def measure(root: Path, split: str, folder: Path, arguments: argparse.Namespace)
     again = in_child("arrays", root, split, predictions)
     print(f"{samples:,} samples, {arguments.boxes} boxes each, {size:.0f} MB, seed {arguments.seed}, NumPy generator.")
     print(f"{platform.node()}: {os.cpu_count()} cores, load {load:.1f} before, {os.getloadavg()[0]:.1f} after.\n")
-    print("| scorer | parts, s | all, s | peak GB |\n|---|---|---|---|")
+    print("| scorer | parts, s | all, s | CPU, s | peak GB |\n|---|---|---|---|---|")
     for name, found in (("nuscenes-devkit 1.2.0", theirs), ("array scorer", ours), ("array scorer again", again)):
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in found["parts"].items())
-        print(f"| {name} | {parts} | {found['seconds']:.1f} | {found['GB']:.2f} |")
+        print(f"| {name} | {parts} | {found['seconds']:.1f} | {found['CPU']:.1f} | {found['GB']:.2f} |")
     ratios = sorted(theirs["seconds"] / found["seconds"] for found in (ours, again))
     print(f"\nTimes as fast: {ratios[0]:.1f} to {ratios[1]:.1f}; mAP {ours['mAP']:.4f}, NDS {ours['NDS']:.4f}.")
     print(

@@ -8,11 +8,13 @@ become null first, and null becomes NaN again in the arrays.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import mmap
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +25,8 @@ from vexkd.boxes import CLASSES
 from vexkd.errors import InputError
 from vexkd.evaluate.box_columns import ATTRIBUTE_NUMBER, ATTRIBUTES, CLASS_NUMBER, Boxes
 
-_TOGETHER = 64  # samples whose boxes become arrays at a time
-_BARE_NAN = re.compile(rb"[\[,:\s]NaN(?=[\s,\]}])")
+_TOGETHER = 16  # samples whose boxes become arrays at a time
+_NAN, _BEFORE_NUMBER, _AFTER_NUMBER = b"NaN", b"[,: \t\r\n", b",]} \t\r\n"
 _Three = tuple[float, float, float]
 _ClassName = Literal[CLASSES]  # type: ignore[valid-type]
 _AttributeName = Literal[tuple(ATTRIBUTE_NUMBER)]  # type: ignore[valid-type]
@@ -66,7 +68,8 @@ def read(path: Path, tokens: Sequence[str], *, split: str, most: int, custom: bo
     number = {token: i for i, token in enumerate(tokens)}
     order = list(tokens) if custom else list(texts.by_sample)
     groups = [order[start : start + _TOGETHER] for start in range(0, len(order), _TOGETHER)]
-    parts = [_group(path, texts, {token: number[token] for token in group}, most) for group in groups]
+    with _no_collection():
+        parts = [_group(path, texts, {token: number[token] for token in group}, most) for group in groups]
     return Boxes(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Boxes)})
 
 
@@ -174,10 +177,15 @@ def _texts(file: _File, *, nulled: bool) -> _Texts:
 def _with_null(path: Path) -> bytes | None:
     """A file's text with null for each bare NaN; None where there is none, or where that could not be undone."""
     text = path.read_bytes()
-    count = text.count(b"NaN")
-    if not count or b"null" in text or count != sum(1 for _ in _BARE_NAN.finditer(text)):
+    start = text.find(_NAN)
+    if start < 0 or b"null" in text:
         return None
-    return text.replace(b"NaN", b"null")
+    while start >= 0:
+        end = start + len(_NAN)
+        if text[start - 1] not in _BEFORE_NUMBER or text[end] not in _AFTER_NUMBER:
+            return None  # inside a text
+        start = text.find(_NAN, end)
+    return text.replace(_NAN, b"null")
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -198,6 +206,18 @@ def _read_json(path: Path) -> Any:
 
 
 # ---- boxes
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for circles of references, of which millions of short-lived boxes have none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _group(path: Path, texts: _Texts, number: dict[str, int], most: int) -> Boxes:
@@ -279,8 +299,9 @@ def _columns(boxes: dict[str, list[_Box]], number: dict[str, int]) -> Boxes:
     flat = [box for rows in boxes.values() for box in rows]
     counts = [len(rows) for rows in boxes.values()]
 
-    def vectors(name: str, length: int) -> np.ndarray:
-        return np.array([getattr(box, name) for box in flat], dtype=np.float64).reshape(len(flat), length)
+    def vectors(values: Iterable[tuple[float | None, ...]], length: int) -> np.ndarray:
+        numbers = chain.from_iterable(values)
+        return np.fromiter(numbers, np.float64, count=length * len(flat)).reshape(-1, length)
 
     def numbers(values: list[int]) -> np.ndarray:
         return np.array(values, dtype=np.int64)
@@ -288,10 +309,10 @@ def _columns(boxes: dict[str, list[_Box]], number: dict[str, int]) -> Boxes:
     return Boxes(
         sample=np.repeat(numbers([number[token] for token in boxes]), counts),
         label=numbers([CLASS_NUMBER[box.detection_name] for box in flat]),
-        translation=vectors("translation", 3),
-        size=vectors("size", 3),
-        rotation=vectors("rotation", 4),
-        velocity=vectors("velocity", 2),
+        translation=vectors([box.translation for box in flat], 3),
+        size=vectors([box.size for box in flat], 3),
+        rotation=vectors([box.rotation for box in flat], 4),
+        velocity=np.array([box.velocity for box in flat], dtype=np.float64).reshape(-1, 2),  # None becomes NaN
         score=np.array([box.detection_score for box in flat], dtype=np.float64),
         attribute=numbers([ATTRIBUTE_NUMBER[box.attribute_name] for box in flat]),
         points=numbers([box.num_pts for box in flat]),
