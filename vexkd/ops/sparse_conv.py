@@ -66,14 +66,14 @@ class SparseConv(nn.Module):
         super().__init__()
         self.conv = conv
         self.kernel, self.stride, self.padding = kernel, stride, padding  # padding None: submanifold
-        self._gpu_algorithm = conv.algo
+        self.gpu_algorithm = conv.algo
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
         features = x.features.float() if x.features.dtype in (torch.float16, torch.bfloat16) else x.features
         if len(features) == 0:
             return self._empty(x, features)
         native = _spconv().ConvAlgo.Native
-        self.conv.algo = self._gpu_algorithm if features.is_cuda else native
+        self.conv.algo = self.gpu_algorithm if features.is_cuda else native
         with torch.autocast(features.device.type, enabled=False):
             out = self.conv(x.replace_feature(features))
         if self.padding is not None and features.is_cuda and torch.are_deterministic_algorithms_enabled():
