@@ -91,8 +91,8 @@ def living(folder: Path | str = ".") -> Path | None:
         lock.close()
         return None
     words = (calls / _RUNNING).read_text(encoding="utf-8").split()
-    found = calls / (words[0] if words else "") / "params.yaml"
-    return found if found.is_file() else None
+    settings_file = calls / (words[0] if words else "") / "params.yaml"
+    return settings_file if settings_file.is_file() else None
 
 
 def clean(own: Call) -> None:

@@ -35,12 +35,12 @@ def version() -> dict[str, Any]:
 
 def digest(package: Path) -> str:
     """Hash (16 hex digits of SHA-256) of the Python files of a package, whatever their line endings."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
         content = path.read_bytes().replace(b"\r\n", b"\n")
-        found.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
-        found.update(content)
-    return found.hexdigest()[:16]
+        digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
 
 
 def commit(package: Path) -> dict[str, Any]:
@@ -63,11 +63,11 @@ def commit(package: Path) -> dict[str, Any]:
 
 def _git(folder: Path, *arguments: str) -> str:
     """What git says in a folder; variables that point it to another repository, as in a hook, do not count."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
         [*_GIT, "-C", str(folder), *arguments],
         capture_output=True,
-        env=own,
+        env=environment,
         check=True,
         encoding="utf-8",
         errors="replace",

@@ -114,10 +114,10 @@ def folder_digest(folder: Path, digest: Callable[[Path], str]) -> str:
 
     Infos count without their splits: of those a training reads one, and records itself which samples that held.
     """
-    found = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.is_file()}
+    digests = {p.name: digest(p) for p in sorted(folder.iterdir()) if p.is_file()}
     if samples := parquet_metadata(folder / "samples.parquet").get("vexkd.content"):
-        found["samples.parquet"] = samples
-    return provenance.digest(found)
+        digests["samples.parquet"] = samples
+    return provenance.digest(digests)
 
 
 def parquet_metadata(path: Path) -> dict[str, str]:
@@ -128,10 +128,10 @@ def parquet_metadata(path: Path) -> dict[str, str]:
     import pyarrow.parquet as pq
 
     try:
-        found = pq.read_schema(path).metadata or {}
+        metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):
         return {}
-    return {name.decode(): value.decode(errors="replace") for name, value in found.items()}
+    return {name.decode(): value.decode(errors="replace") for name, value in metadata.items()}
 
 
 def manifest_digest(path: Path) -> str:
@@ -234,5 +234,5 @@ def _tensors_digest(path: Path) -> str:
 
 
 def _state(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

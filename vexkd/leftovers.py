@@ -79,7 +79,7 @@ def remove(found: Iterable[LeftOver]) -> None:
 
 
 def _runs(params: Params) -> list[LeftOver]:
-    found = []
+    left_over = []
     names = {folder.name for top in (HERE.runs, HERE.models) for folder in _folders(top)}
     for name in sorted(names - set(params.runs)):
         files = [f for f in _files(HERE.runs / name) if f.name in _OF_RUN]
@@ -88,20 +88,20 @@ def _runs(params: Params) -> list[LeftOver]:
         if files:
             what = f"the run {name}, which {params.path} does not have"
             logs = [log for log in sorted(HERE.logs.rglob(f"{name}*")) if _is_log_of(log, name)]
-            found.append(LeftOver(what, tuple(files + logs)))
-    return found
+            left_over.append(LeftOver(what, tuple(files + logs)))
+    return left_over
 
 
 def _seeds(params: Params) -> list[LeftOver]:
-    found = []
+    left_over = []
     for run in params.runs:
         for folder in _folders(HERE.models / run):
             number = folder.name.removeprefix("seed")
             files = _of_seed(folder)
             if files and int(number) not in params.seeds:
                 what = f"seed {number} of {run}, which is not among the seeds of {params.path}"
-                found.append(LeftOver(what, tuple(files)))
-    return found
+                left_over.append(LeftOver(what, tuple(files)))
+    return left_over
 
 
 def _of_seed(folder: Path) -> list[Path]:
@@ -120,8 +120,8 @@ def _is_log_of(log: Path, run: str) -> bool:
 
 def _tables(params: Params) -> list[LeftOver]:
     """Those that have all files of a table or its record."""
-    asked = {name for name, rows in params.tables.items() if rows}
-    return _named(HERE.tables, _TABLE, lambda name: name not in asked, "the table {}", params)
+    tables = {name for name, rows in params.tables.items() if rows}
+    return _named(HERE.tables, _TABLE, lambda name: name not in tables, "the table {}", params)
 
 
 def _figures(params: Params) -> list[LeftOver]:
@@ -153,9 +153,9 @@ def _is_drawn(kind: str, row: str, params: Params) -> bool:
 
 
 def _settings(params: Params) -> list[LeftOver]:
-    asked = seal.shared_settings(params)
+    shared = seal.shared_settings(params)
     return _named(
-        HERE.results / "settings", _SETTINGS, lambda name: name not in asked, "the settings {}", params, alone=True
+        HERE.results / "settings", _SETTINGS, lambda name: name not in shared, "the settings {}", params, alone=True
     )
 
 

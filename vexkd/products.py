@@ -65,12 +65,12 @@ def _of_data(params: Params, digests: Digests) -> Iterator[Product]:
 def _same_settings(record: Path, asked: dict[str, Any], apart: tuple[str, ...] = ()) -> str | None:
     """A copy of the settings beside a product against those of now; `apart` are keys that decide nothing of it."""
     try:
-        made = yaml.safe_load(record.read_text(encoding="utf-8"))
+        recorded = yaml.safe_load(record.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    if not isinstance(made, dict):
+    if not isinstance(recorded, dict):
         return None
-    kept = [{key: value for key, value in values.items() if key not in apart} for values in (made, asked)]
+    kept = [{key: value for key, value in values.items() if key not in apart} for values in (recorded, asked)]
     differing = seal.differences(*kept)
     return f"{record.parent} was made with other settings: {', '.join(differing[:3])}." if differing else ""
 
@@ -103,12 +103,12 @@ def _uncovered(params: Params) -> str:
 
 def manifest_only_widens(params: Params) -> bool:
     """Whether doctor has to look at more files of the same data, which changes nothing of infos that stand."""
-    asked = seal.shared_settings(params)["data"]
+    data = seal.shared_settings(params)["data"]
     digests = Digests()
     digests.splits = {}  # a changed splits.json is taken over without making the infos again
     if not all(path.is_file() for path in (MANIFEST, *INFOS)) or _judge_infos(params, digests) != "":
         return False
-    same = _same_settings(HERE.artifacts / "data.yaml", asked, DECIDES_NOTHING) == ""
+    same = _same_settings(HERE.artifacts / "data.yaml", data, DECIDES_NOTHING) == ""
     return same and bool(_uncovered(params)) and not any(_changed_tables(Path(params.root), digests))
 
 
@@ -118,23 +118,23 @@ def _judge_infos(params: Params, digests: Digests) -> str | None:
 
 
 def _judge_paste(asked: dict[str, Any], digests: Digests) -> str | None:
-    made = _recipe(PASTE[1], "vexkd.points")
-    if "split" not in made:
+    recipe = _recipe(PASTE[1], "vexkd.points")
+    if "split" not in recipe:
         return None
     infos = INFOS[0].parent
     now = {**asked, "infos": digests.of(infos), "samples": digests.split(infos, asked["split"])}
-    differing = [key for key, value in now.items() if value is not None and made.get(key) != value]
+    differing = [key for key, value in now.items() if value is not None and recipe.get(key) != value]
     return f"{PASTE[1].parent} was made with other {', '.join(differing)}." if differing else ""
 
 
 def _judge_maps(root: Path, asked: dict[str, Any], digests: Digests) -> str | None:
-    made = _recipe(MAPS[1], "vexkd.maps")
+    recipe = _recipe(MAPS[1], "vexkd.maps")
     infos = INFOS[0].parent
-    if "infos" not in made or made["infos"] == digests.file(INFOS[0]):  # the latter: of version 0.1
-        made = {**made, "infos": digests.of(infos)}
+    if "infos" not in recipe or recipe["infos"] == digests.file(INFOS[0]):  # the latter: of version 0.1
+        recipe = {**recipe, "infos": digests.of(infos)}
     now = {**asked, "infos": digests.of(infos)}
-    differing = [key for key, value in now.items() if made.get(key) != value]
-    for name, digest in (made.get("expansions") or {}).items():
+    differing = [key for key, value in now.items() if recipe.get(key) != value]
+    for name, digest in (recipe.get("expansions") or {}).items():
         file = root / "maps" / "expansion" / f"{name}.json"
         differing += [str(file)] if file.is_file() and digests.file(file) != digest else []
     return f"{MAPS[1].parent} was made with other {', '.join(differing)}." if differing else ""
@@ -200,14 +200,14 @@ def _metrics(params: Params, run: Run, labels: tuple[Path, ...], digests: Digest
 
 
 def _judge_without(run: Run, file: Path, predictions: list[Path], digests: Digests) -> str | None:
-    made = (_json(file) or {}).get("evaluation")
-    if not isinstance(made, dict):
+    record = (_json(file) or {}).get("evaluation")
+    if not isinstance(record, dict):
         return None
     now = {str(seed_of(path)): digests.file(path) for path in predictions if path.is_file()}
-    if {k: v for k, v in made.get("predictions", {}).items() if k in now or len(now) == len(predictions)} != now:
+    if {k: v for k, v in record.get("predictions", {}).items() if k in now or len(now) == len(predictions)} != now:
         return f"{file} was made from other predictions than those of now."
-    if (made.get("split"), made.get("config")) != (run.data.val_split, run.inference.evaluation):
-        return f"{file} was scored on {made.get('split')} with {made.get('config')}."
+    if (record.get("split"), record.get("config")) != (run.data.val_split, run.inference.evaluation):
+        return f"{file} was scored on {record.get('split')} with {record.get('config')}."
     return ""
 
 
@@ -217,10 +217,10 @@ def seed_of(path: Path) -> int:
 
 
 def _judge_latency(file: Path, weights: Path, digests: Digests) -> str | None:
-    made = (_json(file) or {}).get("weights")
-    if made is None or not weights.is_file():
+    digest = (_json(file) or {}).get("weights")
+    if digest is None or not weights.is_file():
         return None
-    return "" if made == digests.file(weights) else f"{file} was measured with other weights than {weights}."
+    return "" if digest == digests.file(weights) else f"{file} was measured with other weights than {weights}."
 
 
 def _inspection(run: Run, seed: int, digests: Digests) -> Product:
@@ -229,10 +229,12 @@ def _inspection(run: Run, seed: int, digests: Digests) -> Product:
     file = HERE.training(run.name, seed).inspection
 
     def judge() -> str | None:
-        made = seal.predictions_meta(file).get("made_from")
-        if not isinstance(made, dict):
+        origin = seal.predictions_meta(file).get("made_from")
+        if not isinstance(origin, dict):
             return None
-        differing = [name for name, path in weights.items() if path.is_file() and made.get(name) != digests.file(path)]
+        differing = [
+            name for name, path in weights.items() if path.is_file() and origin.get(name) != digests.file(path)
+        ]
         return f"{file} was made from other weights of {', '.join(differing)}." if differing else ""
 
     return Product(str(file), (file,), (*INFOS, *weights.values()), judge)
@@ -245,7 +247,7 @@ def _first(problems: Callable[..., list[str]], *arguments: Any) -> Callable[[], 
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None

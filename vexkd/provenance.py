@@ -132,11 +132,11 @@ def hardware() -> dict[str, Any]:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    found: dict[str, Any] = {"cpu": model, "cpus": os.cpu_count(), "gpus": []}
+    hardware: dict[str, Any] = {"cpu": model, "cpus": os.cpu_count(), "gpus": []}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
+        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return hardware
 
 
 def record(**more: Any) -> dict[str, Any]:

@@ -89,8 +89,8 @@ def check(params: Params, experiment: Experiment = HERE, names: Iterable[str] | 
 
 def differences(made: Any, asked: Any) -> list[str]:
     """Paths at which two settings differ, as `train.lr (0.001, now 0.002)`."""
-    found = settings.unequal(asked, made)
-    return [f"{path} ({json.dumps(theirs)}, now {json.dumps(own)})" for path, own, theirs in found]
+    unequal = settings.unequal(asked, made)
+    return [f"{path} ({json.dumps(recorded)}, now {json.dumps(wanted)})" for path, wanted, recorded in unequal]
 
 
 def shared_settings(params: Params) -> dict[str, dict[str, Any]]:
@@ -152,15 +152,15 @@ def recorded_training(run: Run, metadata: dict[str, str]) -> dict[str, Any]:
     Settings that came since are at their defaults; the split to score on no longer stands among them. Imported weights
     keep their own reading of the border of the lifted space where the run's settings name none.
     """
-    made = _recorded(metadata, "settings")
-    if not isinstance(made, dict):
+    recorded = _recorded(metadata, "settings")
+    if not isinstance(recorded, dict):
         return {}
     if (_recorded(metadata, "provenance") or {}).get("imported"):
-        made = without_own_border(made, run)
+        recorded = without_own_border(recorded, run)
     try:
-        return settings.from_values(made, run.after_training(), "header").training()
+        return settings.from_values(recorded, run.after_training(), "header").training()
     except InputError:  # of another version, or by another program: as it stands
-        return settings.training_part(made)
+        return settings.training_part(recorded)
 
 
 def without_own_border(made: dict[str, Any], run: Run) -> dict[str, Any]:
@@ -177,8 +177,8 @@ def made_otherwise(run: Run, metadata: dict[str, str], seed: int) -> str:
         return f"these are the weights of {name}; pass those of {run.name}"
     if differing := differences(recorded_training(run, metadata), run.training()):
         return f"made with other settings than those of now: {_few(differing)}"
-    made = (_recorded(metadata, "provenance") or {}).get("seed", seed)
-    return f"made with seed {made}, not {seed}" if made not in (seed, None) else ""
+    recorded_seed = (_recorded(metadata, "provenance") or {}).get("seed", seed)
+    return f"made with seed {recorded_seed}, not {seed}" if recorded_seed not in (seed, None) else ""
 
 
 def refuse_other_settings(
@@ -213,25 +213,29 @@ def model_digest(params: Params, run: Run) -> str:
 
 def settings_digests(run: Run) -> set[str]:
     """The hashes by which records name a run's training settings: as they are, and with the split to score on, as before."""
-    own = run.training()
-    before = {**own, "data": {**own["data"], "val_split": run.data.val_split}}
-    return {provenance.digest(own), provenance.digest(before)}
+    training = run.training()
+    before = {**training, "data": {**training["data"], "val_split": run.data.val_split}}
+    return {provenance.digest(training), provenance.digest(before)}
 
 
 def infos_problems(params: Params, experiment: Experiment, digests: Digests) -> list[str] | None:
     """What the infos record, version, manifest and splits.json, against what is there now; None where they record nothing."""
     infos, manifest = experiment.infos, experiment.manifest
-    made = content.parquet_metadata(infos / "samples.parquet")
-    if "vexkd.manifest" not in made:
+    metadata = content.parquet_metadata(infos / "samples.parquet")
+    if "vexkd.manifest" not in metadata:
         return None
     version = next(iter(params.runs.values())).data.version
-    if made["vexkd.version"] != version:
-        return [f"{infos} are of {made['vexkd.version']}, not of {version}; make them again"]
-    if made["vexkd.manifest"] and manifest.is_file() and made["vexkd.manifest"] != content.manifest_digest(manifest):
+    if metadata["vexkd.version"] != version:
+        return [f"{infos} are of {metadata['vexkd.version']}, not of {version}; make them again"]
+    if (
+        metadata["vexkd.manifest"]
+        and manifest.is_file()
+        and metadata["vexkd.manifest"] != content.manifest_digest(manifest)
+    ):
         return [f"{infos} were made from another manifest than {manifest}; make them again"]
     custom = Path(params.root) / version / "splits.json"
     now = digests.file(custom) if custom.is_file() else ""
-    if custom.parent.is_dir() and digests.splits is None and made.get("vexkd.splits_file", now) != now:
+    if custom.parent.is_dir() and digests.splits is None and metadata.get("vexkd.splits_file", now) != now:
         return [f"{infos} were made with another {custom} than the present one; run snakemake, which takes it over"]
     return []
 
@@ -277,12 +281,15 @@ def predictions_problems(
     if not file.is_file():
         return []
     meta, weights = predictions_meta(file), training.weights
-    made = meta.get("inference")
-    if not isinstance(made, dict):
+    recorded = meta.get("inference")
+    if not isinstance(recorded, dict):
         return [f"{run.name}: {file} does not record the settings it was made with; predict it again"]
     problems = []
-    made = {"val_split": _scored_before(weights, run), **made}  # up to version 0.1 it stood with the training settings
-    if differing := _few(differences(made, run.after_training())):
+    recorded = {
+        "val_split": _scored_before(weights, run),
+        **recorded,
+    }  # up to version 0.1 it stood with the training settings
+    if differing := _few(differences(recorded, run.after_training())):
         problems.append(
             f"{run.name}: {file} was made with other settings than {path} asks for: {differing}; predict it again"
         )
@@ -300,8 +307,8 @@ def predictions_problems(
 def _scored_before(weights: Path, run: Run) -> str:
     """The split that predictions without a record of it were made of: that of the weights' settings."""
     try:
-        made = _recorded(header(weights), "settings")
-        return made["data"].get("val_split", run.data.val_split)
+        recorded = _recorded(header(weights), "settings")
+        return recorded["data"].get("val_split", run.data.val_split)
     except (InputError, KeyError, TypeError, AttributeError):
         return run.data.val_split
 
@@ -314,9 +321,9 @@ def predictions_meta(file: Path) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             return {}
     with file.open(encoding="utf-8", errors="replace") as stream:
-        _, found, rest = stream.read(_HEAD).partition('"meta":')
+        _, key, rest = stream.read(_HEAD).partition('"meta":')
     try:
-        return json.JSONDecoder().raw_decode(rest.lstrip())[0] if found else {}
+        return json.JSONDecoder().raw_decode(rest.lstrip())[0] if key else {}
     except ValueError:
         return {}
 
@@ -328,17 +335,17 @@ def metrics_problems(params: Params, run: Run, experiment: Experiment, digests: 
         return []
     try:
         record = json.loads(file.read_text(encoding="utf-8"))["evaluation"]
-        made: dict[Path, str | None] = {}
+        recorded: dict[Path, str | None] = {}
         for seed in params.seeds:
             training = experiment.training(run.name, seed)
-            made[training.predictions(run.task)] = record["predictions"].get(str(seed))
-            made[training.weights] = record["weights"].get(str(seed), {}).get("weights.safetensors")
+            recorded[training.predictions(run.task)] = record["predictions"].get(str(seed))
+            recorded[training.weights] = record["weights"].get(str(seed), {}).get("weights.safetensors")
         seeds = {int(seed) for seed in record["predictions"]}
-        own = {file.with_name(name): digest for name, digest in (record.get("files") or {}).items()}
+        beside = {file.with_name(name): digest for name, digest in (record.get("files") or {}).items()}
         scoring = {"data.val_split": (record.get("dataset") or {}).get("split"), "evaluation": record.get("config")}
     except (ValueError, KeyError, AttributeError, TypeError):
         return [f"{run.name}: {file} does not say which predictions the metrics were made from; evaluate the run again"]
-    stale = [source for source, digest in made.items() if source.is_file() and digest != digests.of(source)]
+    stale = [source for source, digest in recorded.items() if source.is_file() and digest != digests.of(source)]
     problems = [f"{run.name}: {file.parent} was not made from {source}; evaluate the run again" for source in stale]
     if seeds != set(params.seeds):
         found, asked = (", ".join(map(str, sorted(numbers))) for numbers in (seeds, set(params.seeds)))
@@ -351,7 +358,7 @@ def metrics_problems(params: Params, run: Run, experiment: Experiment, digests: 
     ]
     problems += [
         f"{run.name}: {path} is not the one that was made with {file.name} beside it; evaluate the run again"
-        for path, digest in own.items()
+        for path, digest in beside.items()
         if path.is_file() and digests.file(path) != digest
     ]
     return problems

@@ -61,8 +61,8 @@ def _run(arguments: list[str]) -> tuple[str, int]:
     except OSError as error:  # a folder in place of a file, no permission, a full disk
         if error.errno is None:
             raise
-        place = error.filename or f"a file that `{' '.join(['vexkd', *arguments[:1]])}` reads or writes, or its output"
-        return f"{place}: {os.strerror(error.errno)}; name another place or mend this one.", 2
+        file = error.filename or f"a file that `{' '.join(['vexkd', *arguments[:1]])}` reads or writes, or its output"
+        return f"{file}: {os.strerror(error.errno)}; name another place or mend this one.", 2
 
 
 def _wrong_call(error: UsageError) -> str:

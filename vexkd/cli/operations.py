@@ -56,13 +56,15 @@ def forecast(
             )
     if not kept:
         raise InputError(f"{settings.path}: there is no run to forecast; name a table with rows.")
-    found = cost.load_probe(probe) if probe else _measure(settings, kept, root, infos, steps, micro, threads, device)
+    probe_used = (
+        cost.load_probe(probe) if probe else _measure(settings, kept, root, infos, steps, micro, threads, device)
+    )
     if save_probe:
-        found.save(save_probe)
-    loaders = workers if workers is not None else 0 if found.unit == "CPU" else 8
+        probe_used.save(save_probe)
+    loaders = workers if workers is not None else 0 if probe_used.unit == "CPU" else 8
     result = cost.forecast(
         settings,
-        found,
+        probe_used,
         kept,
         chosen,
         counter=cost.Counter(settings, infos),

@@ -193,8 +193,8 @@ def _attribute_problem(row: dict[str, Any], attributes: dict[str, str], *, detec
 def _check_once(path: Path, tokens: list[str], sample: np.ndarray, instances: list[str]) -> None:
     """A thing has one box in a sample."""
     seen: dict[tuple[int, str], int] = {}
-    for i, place in enumerate(zip(sample.tolist(), instances, strict=True)):
-        first = seen.setdefault(place, i)
+    for i, pair in enumerate(zip(sample.tolist(), instances, strict=True)):
+        first = seen.setdefault(pair, i)
         if first != i:
             raise tables.fault(path, tokens[i], f"it and {tokens[first]} are two boxes of one instance in one sample")
 
@@ -210,18 +210,18 @@ def _check_order(path: Path, cars: np.ndarray) -> None:
 
 def _rotations(path: Path, tokens: list[str], values: list[Any]) -> np.ndarray:
     """Checked quaternions (rows, 4) of boxes, few of which may lie on their side (then the order of numbers is wrong)."""
-    found = rules.rotations(path, tokens, values)
-    if len(found):
-        lean = geometry.rigids(found, np.zeros((len(found), 3)))[:, 2, 2] < 0.5
+    rotations = rules.rotations(path, tokens, values)
+    if len(rotations):
+        lean = geometry.rigids(rotations, np.zeros((len(rotations), 3)))[:, 2, 2] < 0.5
         if lean.sum() > max(1, 0.01 * len(lean)):
             rules.refuse(path, tokens, lean, "rotation lays the box on its side; nuScenes' quaternions are w, x, y, z")
-    return found
+    return rotations
 
 
 def _links(path: Path, tokens: list[str], columns: dict[str, list[Any]], times: np.ndarray) -> np.ndarray:
     """Rows (rows, 2) of the annotations before and after, -1 for none: of the same instance, earlier and later."""
     where = {token: i for i, token in enumerate(tokens)}
-    found = np.full((len(tokens), 2), -1, dtype=np.int64)
+    links = np.full((len(tokens), 2), -1, dtype=np.int64)
     instances = columns["instances"]
     for i, pair in enumerate(columns["links"]):
         for side, name in enumerate(pair):
@@ -234,9 +234,9 @@ def _links(path: Path, tokens: list[str], columns: dict[str, list[Any]], times: 
                 )
             if instances[i] is not instances[j]:
                 raise tables.fault(path, tokens[i], f"{_SIDES[side]} names {name} of another instance")
-            found[i, side] = j
+            links[i, side] = j
     for side, sign in ((0, 1), (1, -1)):
-        other = found[:, side]
+        other = links[:, side]
         wrong = (other >= 0) & (sign * (times - times[other]) <= 0) if len(other) else np.zeros(0, bool)
         words = "earlier" if side == 0 else "later"
         rules.refuse(
@@ -245,7 +245,7 @@ def _links(path: Path, tokens: list[str], columns: dict[str, list[Any]], times: 
             wrong,
             lambda i, s=side, o=other, w=words: f"{_SIDES[s]} names {tokens[o[i]]}, which is not {w}",
         )
-    return found
+    return links
 
 
 _SIDES = ("prev", "next")

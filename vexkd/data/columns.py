@@ -21,12 +21,12 @@ def sweeps(root: Path, lidar: Frames, max_sweeps: int) -> pa.Table:
     global_from_lidar = lidar.global_from_ego @ lidar.ego_from_sensor
     lidar_from_global = geometry.inverse(global_from_lidar[lidar.key])  # S 4 4
     current = lidar.key
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # samples, orders, rows
+    chains: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # samples, orders, rows
     for order in range(max_sweeps):
         current = np.where(current >= 0, lidar.previous[current], -1)
         samples = np.flatnonzero(current >= 0)
-        found.append((samples, np.full(len(samples), order), current[samples]))
-    sample, order, row = (np.concatenate(c) for c in zip(*found, strict=True)) if found else (np.zeros(0, int),) * 3
+        chains.append((samples, np.full(len(samples), order), current[samples]))
+    sample, order, row = (np.concatenate(c) for c in zip(*chains, strict=True)) if chains else (np.zeros(0, int),) * 3
     rank = np.lexsort((order, sample))
     sample, order, row = sample[rank], order[rank], row[rank]
     sizes = {i: _bytes(root / lidar.paths[i]) for i in np.unique(row)}

@@ -96,17 +96,17 @@ def _leaks(run: Run, other: Run, infos: Infos) -> list[str]:
 
 def _sweeps(run: Run, training: Infos) -> list[str]:
     """Earlier LiDAR sweeps: some, and as many as asked."""
-    asked = run.data.sweeps
+    wanted = run.data.sweeps
     counts = training.arrays["sweep_count"][training.rows]
     most, without = int(counts.max()), int((counts == 0).sum())
-    if asked and not most:
+    if wanted and not most:
         raise InputError(
-            f"{run.name}: data.sweeps: {asked} earlier sweeps are asked for, but no sample of {run.data.train_split!r} has "
+            f"{run.name}: data.sweeps: {wanted} earlier sweeps are asked for, but no sample of {run.data.train_split!r} has "
             "one (prev in sample_data.json); get nuScenes' sweeps, or set it to 0."
         )
-    if asked > most:
+    if wanted > most:
         return [
-            f"data.sweeps: {asked} earlier sweeps are asked for, but no sample of {run.data.train_split!r} has more than "
+            f"data.sweeps: {wanted} earlier sweeps are asked for, but no sample of {run.data.train_split!r} has more than "
             f"{most}, {without} of {len(counts)} have none."
         ]
     return []
@@ -187,7 +187,7 @@ def _scored(run: Run, validation: Infos) -> list[str]:
 def _maps(run: Run, infos: Infos, root: Path) -> None:
     """Map expansions of the places that there are."""
     places = sorted(set(infos.samples["location"].to_pylist()))
-    absent = [place for place in places if not (root / "maps" / "expansion" / f"{place}.json").is_file()]
+    absent = [location for location in places if not (root / "maps" / "expansion" / f"{location}.json").is_file()]
     if absent:
         raise InputError(
             f"{run.name}: task: map labels of {', '.join(map(repr, absent))} (log.json) are needed, but "

@@ -106,7 +106,7 @@ def examine(
         return [*problems, *dict.fromkeys([str(error), *_table_problems(root, version)])]
     files = list(named_files(root, version, coverage))
     check = partial(_examine_file, root, annotated)
-    found: list[Found] = []
+    checked: list[Found] = []
     with (
         ThreadPoolExecutor(max(1, workers)) as pool,
         tqdm(total=len(files), desc="doctor", unit="file", disable=None if progress else True) as bar,
@@ -114,12 +114,12 @@ def examine(
         remaining = iter(files)
         while batch := list(islice(remaining, _AT_ONCE)):
             for result in pool.map(check, batch):
-                found.append(result)
+                checked.append(result)
                 bar.update()
-    problems += [f"{result.path}: {result.problem}" for result in found if result.problem]
-    problems += manifests.differences(found, recorded)
+    problems += [f"{result.path}: {result.problem}" for result in checked if result.problem]
+    problems += manifests.differences(checked, recorded)
     if manifest is not None and not problems:
-        manifests.write_manifest(manifest, version, found, covers=coverage.recorded(), keep=recorded)
+        manifests.write_manifest(manifest, version, checked, covers=coverage.recorded(), keep=recorded)
     return problems
 
 

@@ -148,13 +148,13 @@ def _cure(path: Path) -> str:
 
 def _nodes(rows: _Rows) -> dict[str, tuple[float, float]]:
     """Place of each node, in metres."""
-    found = {}
+    nodes = {}
     for row in rows:
-        place = row.get("x"), row.get("y")
-        if not all(type(v) in (int, float) and abs(v) < _FARTHEST for v in place):
+        position = row.get("x"), row.get("y")
+        if not all(type(v) in (int, float) and abs(v) < _FARTHEST for v in position):
             raise rows.damaged(f"node {row['token']} has no coordinates x and y")
-        found[row["token"]] = place
-    return found
+        nodes[row["token"]] = position
+    return nodes
 
 
 def _ring(rows: _Rows, row: dict[str, Any], column: str, nodes: dict[str, tuple[float, float]]) -> np.ndarray:

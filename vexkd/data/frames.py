@@ -37,12 +37,12 @@ class Samples:
         scenes = _scenes(root, version, logs)
         order = {token: i for i, token in enumerate(scenes)}
         path = tables.path_of(root, version, "sample")
-        found = tables.index(root, version, "sample")
-        if not found:
+        samples = tables.index(root, version, "sample")
+        if not samples:
             raise InputError(f"{path} holds no sample: {tables.CURE}.")
-        rules.known(path, list(found), [row["scene_token"] for row in found.values()], "scene", scenes)
-        rules.times(path, list(found), [row["timestamp"] for row in found.values()])
-        ordered = sorted(found.values(), key=lambda row: (order[row["scene_token"]], row["timestamp"]))
+        rules.known(path, list(samples), [row["scene_token"] for row in samples.values()], "scene", scenes)
+        rules.times(path, list(samples), [row["timestamp"] for row in samples.values()])
+        ordered = sorted(samples.values(), key=lambda row: (order[row["scene_token"]], row["timestamp"]))
         for row, following in zip(ordered, ordered[1:], strict=False):
             if (row["scene_token"], row["timestamp"]) == (following["scene_token"], following["timestamp"]):
                 raise tables.fault(path, following["token"], f"it has the time of {row['token']}, of the same scene")
@@ -225,15 +225,15 @@ def _keyframes(path: Path, rows: list[dict[str, Any]], samples: Samples, channel
     for i, row in enumerate(rows):
         if not row["is_key"]:
             continue
-        place = row["owner"], channels.index(row["channel"])
-        sample = samples.tokens[place[0]]
-        if key[place] >= 0:
-            other = rows[key[place]]["token"]
+        slot = row["owner"], channels.index(row["channel"])
+        sample = samples.tokens[slot[0]]
+        if key[slot] >= 0:
+            other = rows[key[slot]]["token"]
             raise tables.fault(
                 path, row["token"], f"it and {other} are both keyframes of {row['channel']} of sample {sample}"
             )
-        key[place] = i
-        off = row["timestamp"] - int(samples.timestamps[place[0]])
+        key[slot] = i
+        off = row["timestamp"] - int(samples.timestamps[slot[0]])
         if abs(off) > rules.KEYFRAME_SLACK and rules.EARLIEST < row["timestamp"] < rules.LATEST:
             raise tables.fault(
                 path, row["token"], f"it is a keyframe {off * 1e-6:.4g} s from the time of its sample {sample}"
@@ -323,9 +323,9 @@ def _check_images(path: Path, rows: list[dict[str, Any]], cameras: Frames) -> No
         ~good,
         "camera_intrinsic is no camera matrix (focal lengths above 0, 0 0 1 in its last row)",
     )
-    place = matrices[:, :2, 2] / cameras.sizes  # of the principal point, in widths and heights
+    centre = matrices[:, :2, 2] / cameras.sizes  # of the principal point, in widths and heights
     swapped = matrices[:, :2, 2] / cameras.sizes[:, ::-1]
-    off, otherwise = np.abs(place - 0.5).max(axis=1), np.abs(swapped - 0.5).max(axis=1)
+    off, otherwise = np.abs(centre - 0.5).max(axis=1), np.abs(swapped - 0.5).max(axis=1)
     rules.refuse(
         path,
         tokens,

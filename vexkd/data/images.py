@@ -169,8 +169,8 @@ def grid_mask(size: tuple[int, int], period: int, row: int, column: int, ratio: 
     kept = []
     for length, start in zip(size, (row, column), strict=True):
         canvas = int(1.5 * length)
-        place = np.arange(canvas) - start
-        stripe = (place >= 0) & (place % period < width) & (place // period < canvas // period)
+        pixel = np.arange(canvas) - start
+        stripe = (pixel >= 0) & (pixel % period < width) & (pixel // period < canvas // period)
         kept.append(stripe[(canvas - length) // 2 :][:length])
     return (kept[0][:, None] | kept[1][None]).astype(np.float32)
 

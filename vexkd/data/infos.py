@@ -142,17 +142,17 @@ class Infos:
     def holds_class(self) -> np.ndarray:
         """Mask (S, 10): does the sample hold a valid box of the class."""
         a = self.arrays
-        found = np.zeros((len(a["box_count"]), len(box_tools.CLASSES)), dtype=bool)
-        owner = np.repeat(np.arange(len(found)), a["box_count"])
-        found[owner[a["valid"]], a["labels"][a["valid"]]] = True
-        return found[self.rows]
+        held = np.zeros((len(a["box_count"]), len(box_tools.CLASSES)), dtype=bool)
+        owner = np.repeat(np.arange(len(held)), a["box_count"])
+        held[owner[a["valid"]], a["labels"][a["valid"]]] = True
+        return held[self.rows]
 
 
 def load(directory: Path) -> Infos:
     """Read infos. Raises InputError if they are missing, damaged, of another schema, or mixed from two builds."""
     directory = Path(directory)
     cure = "run vexkd infos again"
-    found, metadata = {}, {}
+    columns, metadata = {}, {}
     for name in FILES:
         path = directory / f"{name}.parquet"
         if not path.is_file():
@@ -162,7 +162,7 @@ def load(directory: Path) -> Infos:
             schema = metadata.get(b"vexkd.schema", b"unknown").decode()
             if schema != str(SCHEMA):
                 raise InputError(f"infos file {path} has schema {schema} instead of {SCHEMA}: {cure}.")
-            found[name] = pq.read_table(path, page_checksum_verification=True).combine_chunks()
+            columns[name] = pq.read_table(path, page_checksum_verification=True).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
             raise InputError(f"infos file {path} is damaged or may not be read ({reason}): {cure}.") from None
@@ -174,9 +174,9 @@ def load(directory: Path) -> Infos:
     return Infos(
         version=metadata[b"vexkd.version"].decode(),
         splits=json.loads(metadata[b"vexkd.splits"]),
-        **found,
-        arrays=_arrays(**found),
-        rows=np.arange(found["samples"].num_rows),
+        **columns,
+        arrays=_arrays(**columns),
+        rows=np.arange(columns["samples"].num_rows),
     )
 
 

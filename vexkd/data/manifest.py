@@ -80,9 +80,9 @@ def recorded(manifest: Path | None, version: str) -> tuple[dict[str, tuple[int, 
     """The files of an existing manifest of this version, and the problem if it is of another one."""
     if manifest is None or not Path(manifest).is_file():
         return {}, []
-    found, files = read_manifest(Path(manifest))
-    if found != version:
-        return {}, [f"{manifest}: the manifest is of {found}, not of {version}"]
+    metadata, files = read_manifest(Path(manifest))
+    if metadata != version:
+        return {}, [f"{manifest}: the manifest is of {metadata}, not of {version}"]
     return files, []
 
 

@@ -252,10 +252,10 @@ def _refuse_empty(jobs: list[_Job], infos: info_tools.Infos, locations: list[str
         return
     scenes = infos.samples["scene"].to_pylist()
     for row in empty:
-        place, count = scenes[row], scenes.count(scenes[row])
-        if sum(scenes[other] == place for other in empty) == count:
+        scene, count = scenes[row], scenes.count(scenes[row])
+        if sum(scenes[other] == scene for other in empty) == count:
             raise InputError(
-                f"{place}: none of its {count} samples (the first is {infos.samples['token'][row].as_py()}) sees any class of "
+                f"{scene}: none of its {count} samples (the first is {infos.samples['token'][row].as_py()}) sees any class of "
                 f"the map of {locations[row]}: correct the location in log.json, or the car's place in ego_pose.json."
             )
     said = ", ".join(sorted({f"{scenes[row]} ({locations[row]})" for row in empty}))

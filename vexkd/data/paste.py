@@ -110,25 +110,25 @@ class PasteDatabase:
         """
         cure = "run vexkd paste again"
         inside = np.isin(self._samples, split.rows)
-        asked = {
+        wanted = {
             "split": name,
             "samples": provenance.digest(split.tokens()),
             "min_points": min_points,
             "sweeps": sweeps,
         }
-        made = self.recipe
-        if made.get("split", name) != name or not inside.all():
+        recorded = self.recipe
+        if recorded.get("split", name) != name or not inside.all():
             raise InputError(
                 f"ground-truth database {self.directory} holds objects of other scenes"
-                f"{' (split ' + made['split'] + ')' if 'split' in made else ''} than the training split {name}: {cure}."
+                f"{' (split ' + recorded['split'] + ')' if 'split' in recorded else ''} than the training split {name}: {cure}."
             )
         for key, words in (
             ("samples", f"other samples of {name}"),
             ("min_points", "another number"),
             ("sweeps", "others"),
         ):
-            if made.get(key, asked[key]) != asked[key]:
-                given = words if key == "samples" else f"{key} {made[key]}, but the run asks for {asked[key]}"
+            if recorded.get(key, wanted[key]) != wanted[key]:
+                given = words if key == "samples" else f"{key} {recorded[key]}, but the run asks for {wanted[key]}"
                 raise InputError(f"ground-truth database {self.directory} was made with {given}: {cure}.")
         return self
 

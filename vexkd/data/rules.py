@@ -35,61 +35,61 @@ def refuse(path: Path, tokens: Sequence[str], wrong: np.ndarray, words: str | Ca
 def numbers(path: Path, tokens: Sequence[str], column: str, values: Sequence[Any], width: int) -> np.ndarray:
     """A column of lists of numbers as (rows, width) float64, all finite."""
     try:
-        found = np.array(values, dtype=np.float64).reshape(-1, width)
+        array = np.array(values, dtype=np.float64).reshape(-1, width)
     except OverflowError:
-        found = np.array([[_as_float(v) for v in row] for row in values])
-    refuse(path, tokens, ~np.isfinite(found).all(axis=1), lambda i: f"{column} holds a number that is not finite")
-    return found
+        array = np.array([[_as_float(v) for v in row] for row in values])
+    refuse(path, tokens, ~np.isfinite(array).all(axis=1), lambda i: f"{column} holds a number that is not finite")
+    return array
 
 
 def whole(path: Path, tokens: Sequence[str], column: str, values: Sequence[int], limit: int) -> np.ndarray:
     """A column of whole numbers as (rows,) int64, none above `limit` in size."""
     try:
-        found = np.array(values, dtype=np.int64).reshape(-1)
+        array = np.array(values, dtype=np.int64).reshape(-1)
     except OverflowError:
-        found = np.array([min(max(v, -limit - 1), limit + 1) for v in values], dtype=np.int64)
+        array = np.array([min(max(v, -limit - 1), limit + 1) for v in values], dtype=np.int64)
     refuse(
-        path, tokens, np.abs(found) > limit, lambda i: f"{column} is {_short(values[i])}, which is out of all reason"
+        path, tokens, np.abs(array) > limit, lambda i: f"{column} is {_short(values[i])}, which is out of all reason"
     )
-    return found
+    return array
 
 
 def counts(path: Path, tokens: Sequence[str], column: str, values: Sequence[int]) -> np.ndarray:
     """A column of point counts as (rows,) int32: 0 or more."""
-    found = whole(path, tokens, column, values, 2**31 - 1)
-    refuse(path, tokens, found < 0, lambda i: f"{column} is {values[i]}, and no count is below 0")
-    return found.astype(np.int32)
+    array = whole(path, tokens, column, values, 2**31 - 1)
+    refuse(path, tokens, array < 0, lambda i: f"{column} is {values[i]}, and no count is below 0")
+    return array.astype(np.int32)
 
 
 def times(path: Path, tokens: Sequence[str], values: Sequence[int]) -> np.ndarray:
     """A column of timestamps as (rows,) int64, in microseconds since 1970."""
     try:
-        found = np.array(values, dtype=np.int64).reshape(-1)
+        array = np.array(values, dtype=np.int64).reshape(-1)
     except OverflowError:
-        found = np.array([min(max(v, 0), LATEST + 1) for v in values], dtype=np.int64)
-    wrong = (found < EARLIEST) | (found > LATEST)
+        array = np.array([min(max(v, 0), LATEST + 1) for v in values], dtype=np.int64)
+    wrong = (array < EARLIEST) | (array > LATEST)
     refuse(
         path,
         tokens,
         wrong,
         lambda i: f"timestamp is {_short(values[i])}, not microseconds since 1970{_unit(values[i])}",
     )
-    return found
+    return array
 
 
 def rotations(path: Path, tokens: Sequence[str], values: Sequence[Any]) -> np.ndarray:
     """A column of quaternions (w, x, y, z) as (rows, 4): finite and not 0; of any length, as the devkit takes them."""
-    found = numbers(path, tokens, "rotation", values, 4)
-    refuse(path, tokens, np.linalg.norm(found, axis=1) < _LONGEST, "it holds a rotation of length 0")
-    return found
+    quaternions = numbers(path, tokens, "rotation", values, 4)
+    refuse(path, tokens, np.linalg.norm(quaternions, axis=1) < _LONGEST, "it holds a rotation of length 0")
+    return quaternions
 
 
 def translations(path: Path, tokens: Sequence[str], values: Sequence[Any], limit: float) -> np.ndarray:
     """A column of translations as (rows, 3), none longer than `limit` metres."""
-    found = numbers(path, tokens, "translation", values, 3)
-    far = np.linalg.norm(found, axis=1)
+    vectors = numbers(path, tokens, "translation", values, 3)
+    far = np.linalg.norm(vectors, axis=1)
     refuse(path, tokens, far > limit, lambda i: f"translation is {far[i]:.4g} m long; nuScenes counts in metres")
-    return found
+    return vectors
 
 
 def upright(path: Path, tokens: Sequence[str], matrices: np.ndarray, what: str) -> None:

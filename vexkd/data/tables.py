@@ -92,8 +92,8 @@ def folder(root: Path, version: str) -> Path:
         )
     tables = root / version
     if not tables.is_dir():
-        found = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
-        known = f"it holds {', '.join(found)}" if found else "it holds no nuScenes tables at all"
+        versions = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
+        known = f"it holds {', '.join(versions)}" if versions else "it holds no nuScenes tables at all"
         raise InputError(f"data root {root} has no version {version} ({known}): correct data.version or root.")
     missing = [f"{name}.json" for name in TABLES if not (tables / f"{name}.json").is_file()]
     if missing:
@@ -242,15 +242,15 @@ def sensors(root: Path, version: str) -> dict[str, dict[str, Any]]:
         kind = _KINDS.get(row["channel"])
         if kind and row["modality"] != kind:
             raise fault(path, token, f"modality of {row['channel']} is {row['modality'][:40]!r} instead of {kind!r}")
-    found = {}
+    modalities = {}
     for token, row in index(root, version, "calibrated_sensor").items():
         if row["sensor_token"] not in known:
             raise fault(path_of(root, version, "calibrated_sensor"), token, "it names a sensor that sensor.json lacks")
-        found[token] = known[row["sensor_token"]]
+        modalities[token] = known[row["sensor_token"]]
     channels = sorted({row["channel"] for row in known.values()})
     if LIDAR not in channels:
         named = ", ".join(channels)[:200] or "none"
         raise InputError(
             f"{path} names no channel {LIDAR}, in whose frame boxes are learned (it names {named}): {CURE}."
         )
-    return found
+    return modalities

@@ -205,11 +205,11 @@ def _mean_errors(matches: Matches, positives: int, settings: Settings) -> list[f
     if last < settings.first:
         return [1.0] * len(TP_ERRORS)
     scores = matches.score[hit][::-1]
-    found = []
+    errors = []
     for error in matches.errors:
         curve = np.interp(confidence[::-1], scores, _running_mean(error)[::-1])[::-1]
-        found.append(float(np.mean(curve[settings.first : last + 1])))
-    return found
+        errors.append(float(np.mean(curve[settings.first : last + 1])))
+    return errors
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

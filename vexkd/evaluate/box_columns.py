@@ -79,7 +79,7 @@ def kept(boxes: Boxes, ego: np.ndarray, racks: Racks, ranges: Mapping[str, float
 
 def _racked(boxes: Boxes, racks: Racks) -> np.ndarray:
     """Whether each box is a cycle with its centre in a rack of its sample: (N,)."""
-    found = np.zeros(len(boxes), dtype=bool)
+    racked = np.zeros(len(boxes), dtype=bool)
     cycles = np.flatnonzero(np.isin(boxes.label, _RACKED))
     first = np.searchsorted(racks.sample, boxes.sample[cycles], side="left")
     count = np.searchsorted(racks.sample, boxes.sample[cycles], side="right") - first
@@ -93,8 +93,8 @@ def _racked(boxes: Boxes, racks: Racks) -> np.ndarray:
     close = (np.minimum(np.abs(along), np.abs(along - whole)) < _CLOSE * whole).any(axis=1)
     for pair in np.flatnonzero(close):
         inside[pair] = _devkit_inside(racks, rack[pair], boxes.translation[cycle[pair]])
-    np.logical_or.at(found, cycle, inside)
-    return found
+    np.logical_or.at(racked, cycle, inside)
+    return racked
 
 
 def pairs(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

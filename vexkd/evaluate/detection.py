@@ -83,10 +83,10 @@ def score_files(
         )
         boxes = box_columns.kept(boxes, truth.ego, truth.racks, settings.class_range)
         matches = array_scorer.matches(counted, boxes, truth.scene, len(truth.scenes), settings)
-        found = array_scorer.score(matches, settings)
+        score = array_scorer.score(matches, settings)
         if nusc is not None:
-            referee.hold(found, Path(path), nusc=nusc, split=split, config=config)
-        yield name, Scored(found, matches, settings, truth.scenes)
+            referee.hold(score, Path(path), nusc=nusc, split=split, config=config)
+        yield name, Scored(score, matches, settings, truth.scenes)
 
 
 def collect(
@@ -107,17 +107,17 @@ def collect(
     (null for one seed). Raises InputError for a missing file and for whatever `evaluate_many` refuses; then nothing is
     written.
     """
-    found = seed_files.read(run, experiment, seeds=seeds, predictions="predictions.json")
+    seeds_files = seed_files.read(run, experiment, seeds=seeds, predictions="predictions.json")
     scores, drawn, scenes = {}, {}, []
     for seed, scored in score_files(
-        found.predictions, root=root, version=version, split=split, config=config, held_to_devkit=held_to_devkit
+        seeds_files.predictions, root=root, version=version, split=split, config=config, held_to_devkit=held_to_devkit
     ):
         scores[seed] = scored.score.plain()
         drawn[seed] = resamples.of_detection(scored.matches, scored.settings)
         scenes = scored.scenes
     resamples.save(experiment.run(run).resamples, scenes, drawn)
     dataset = {"version": version, "split": split}
-    seed_files.write(found, summarise(scores), experiment, dataset=dataset, config=config)
+    seed_files.write(seeds_files, summarise(scores), experiment, dataset=dataset, config=config)
 
 
 def summarise(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -181,11 +181,11 @@ def _official() -> dict[str, list[str]]:
     if spec is None or not spec.submodule_search_locations:
         raise InputError("nuscenes-devkit is not installed: install what pyproject.toml lists.")
     source = Path(spec.submodule_search_locations[0]) / "utils" / "splits.py"
-    found = {}
+    official = {}
     for node in ast.parse(source.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.List):
-            found[node.targets[0].id] = ast.literal_eval(node.value)
-    return found | {"train": sorted({*found["train_detect"], *found["train_track"]})}
+            official[node.targets[0].id] = ast.literal_eval(node.value)
+    return official | {"train": sorted({*official["train_detect"], *official["train_track"]})}
 
 
 # ---- rows
@@ -275,13 +275,13 @@ def _attribute(path: Path, token: str, attributes: list[str], names: dict[str, s
 def _velocity(root: Path, version: str, rows: _Rows, times: dict[str, int], tokens: list[str]) -> np.ndarray:
     """Velocities (N, 2) as the devkit's `box_velocity`: between the annotations before and after, or this one and either."""
     time = np.array([times[token] for token in tokens], dtype=np.float64)[rows.sample]
-    place = rows.translation[:, :2]
+    position = rows.translation[:, :2]
     row_of = {token: i for i, token in enumerate(rows.token)}
     lost = sorted({token for token in (*rows.previous, *rows.following) if token and token not in row_of})
     if lost:  # a thing's annotations stand in one scene, so a proper data set gets here only if it is damaged
         row_of |= {token: len(row_of) + i for i, token in enumerate(lost)}
         more_time, more_place = _elsewhere(root, version, lost, times)
-        time, place = np.concatenate([time, more_time]), np.concatenate([place, more_place])
+        time, position = np.concatenate([time, more_time]), np.concatenate([position, more_place])
     own = range(len(rows.token))
     first, last = (
         np.array([row_of[token] if token else i for i, token in zip(own, side, strict=True)], dtype=np.int64)
@@ -291,7 +291,7 @@ def _velocity(root: Path, version: str, rows: _Rows, times: dict[str, int], toke
     alone = np.arange(len(own))
     limit = np.where((first != alone) & (last != alone), 2 * _LONGEST_STEP, _LONGEST_STEP)
     with np.errstate(divide="ignore", invalid="ignore"):
-        velocity = (place[last] - place[first]) / elapsed[:, None]
+        velocity = (position[last] - position[first]) / elapsed[:, None]
     velocity[((first == alone) & (last == alone)) | (elapsed > limit)] = np.nan
     return velocity
 

@@ -29,8 +29,8 @@ def collect(run: Run, *, experiment: Experiment, infos: Path, maps: Path, seeds:
     (null for one seed). Raises InputError for a missing file and for predictions that are not those of the whole split;
     then nothing is written.
     """
-    found = seed_files.read(run.name, experiment, seeds=seeds, predictions="predictions.safetensors")
-    opened = {seed: map_predictions.read(path) for seed, path in found.predictions.items()}
+    seeds_files = seed_files.read(run.name, experiment, seeds=seeds, predictions="predictions.safetensors")
+    opened = {seed: map_predictions.read(path) for seed, path in seeds_files.predictions.items()}
     split = info_tools.load(infos).subset(run.data.val_split)
     rasters = Maps(maps).require(cell=run.map.cell, edges=run.map.edges)
     counts = count_scenes(opened, split=split, maps=rasters, grid=run.map.grid)
@@ -40,7 +40,7 @@ def collect(run: Run, *, experiment: Experiment, infos: Path, maps: Path, seeds:
     names = [name for scenes in counts.values() for name in scenes]
     resamples.save(experiment.run(run.name).resamples, names, drawn)
     dataset = {"version": run.data.version, "split": run.data.val_split}
-    seed_files.write(found, metrics, experiment, dataset=dataset, labels=rasters.sha256)
+    seed_files.write(seeds_files, metrics, experiment, dataset=dataset, labels=rasters.sha256)
 
 
 def count_scenes(

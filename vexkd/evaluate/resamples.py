@@ -56,11 +56,11 @@ def of_segmentation(counts: Mapping[str, Accumulator]) -> dict[str, list[float]]
     names = sorted(counts)
     each = np.stack([counts[name].histogram for name in names])  # S C 2 T+1
     total = copy.copy(counts[names[0]])
-    found = []
+    means = []
     for weights in draws(len(names)):
         total.histogram = np.tensordot(weights, each, axes=1)
-        found.append(float(total.iou().max(axis=1).mean()))
-    return {"mIoU": found}
+        means.append(float(total.iou().max(axis=1).mean()))
+    return {"mIoU": means}
 
 
 def save(path: Path, scenes: Sequence[str], scores: Mapping[str, Mapping[str, list[float]]]) -> None:
@@ -114,11 +114,11 @@ def _of_class(name: str, each: Matches, counts: np.ndarray, settings: Any) -> tu
     positives = counts @ each.positives
     number = counts @ np.bincount(each.scene, minlength=counts.shape[1])  # of detections
     for t, steps in enumerate(_steps(each, counts, positives)):
-        found = (steps.total > 0) & (positives > 0)  # without a hit scores stay as they are
-        ap[t, found] = _average_precision(steps, positives, number, settings)[found]
-        if t == each.strict and found.any():
+        scored = (steps.total > 0) & (positives > 0)  # without a hit scores stay as they are
+        ap[t, scored] = _average_precision(steps, positives, number, settings)[scored]
+        if t == each.strict and scored.any():
             confidence = _confidence(each, steps, positives, counts)
-            errors[:, found] = _mean_errors(each, steps.row, confidence, counts, settings)[:, found]
+            errors[:, scored] = _mean_errors(each, steps.row, confidence, counts, settings)[:, scored]
     for error in UNDEFINED.get(name, ()):
         errors[TP_ERRORS.index(error)] = np.nan
     return ap.mean(axis=0), errors
@@ -213,13 +213,13 @@ def _mean_errors(
     first_recall = round(100 * settings.min_recall) + 1
     numbers = np.arange(len(RECALLS))
     end = np.where(confidence != 0, numbers, 0).max(axis=1)
-    found = np.ones((len(TP_ERRORS), len(counts)))
+    errors = np.ones((len(TP_ERRORS), len(counts)))
     for r in np.flatnonzero(end >= first_recall):
         recalls = slice(first_recall, int(end[r]) + 1)
         weight = counts[r, each.scene[row]]
         curve = _error_curve(score, values, known, weight, confidence[r, recalls], above[r, recalls])
-        found[:, r] = curve.mean(axis=1)
-    return found
+        errors[:, r] = curve.mean(axis=1)
+    return errors
 
 
 def _error_curve(

@@ -56,12 +56,12 @@ def read(run: str, experiment: Experiment, *, seeds: Sequence[int], predictions:
 def _curve(path: Path) -> pd.DataFrame:
     """A training's curve as text, so that digits stay as they were written."""
     try:
-        found = pd.read_csv(path, dtype=str, keep_default_na=False)
+        curve = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError:  # pandas' own and UnicodeDecodeError are such
-        found = pd.DataFrame()
-    if not {"step", "loss"} <= set(found):
+        curve = pd.DataFrame()
+    if not {"step", "loss"} <= set(curve):
         raise InputError(f"{path}: this is not the curve of a training; train the run again.")
-    return found
+    return curve
 
 
 def write(found: Seeds, metrics: dict[str, Any], experiment: Experiment, **facts: Any) -> None:

@@ -36,10 +36,10 @@ def write(run: Run, seed: int, *, predictions: Path, weights: Path, infos: Path,
     if not predictions.is_file():
         raise InputError(f"{predictions}: there is no such file; make it with 'vexkd predict --split {SPLIT}'.")
     tokens = info_tools.load(infos).subset(SPLIT).tokens()
-    made = submission_file.read_submission(predictions, tokens, split=SPLIT, most=_MOST_BOXES)
-    meta = _meta(made.meta, run, weights, predictions)
+    submission = submission_file.read_submission(predictions, tokens, split=SPLIT, most=_MOST_BOXES)
+    meta = _meta(submission.meta, run, weights, predictions)
     with provenance.atomic(out) as temporary:
-        boxes = _zip(temporary, f"{out.stem}.json", meta, made.samples)
+        boxes = _zip(temporary, f"{out.stem}.json", meta, submission.samples)
     note = {
         "run": run.name,
         "seed": seed,

@@ -27,13 +27,13 @@ def read(folder: Path) -> dict[str, Any]:
     """provenance.json in the folder of a seed, with `benchmark` where Snakemake left one."""
     path = folder / "provenance.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: this is not JSON ({str(error).rstrip('.')}); make the file again.") from error
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise InputError(f"{path}: this is not the record of a training; train the run again.")
     measured = benchmark(folder / BENCHMARK)
-    return found | {"benchmark": measured} if measured else found
+    return record | {"benchmark": measured} if measured else record
 
 
 def benchmark(path: Path) -> dict[str, float]:
@@ -42,10 +42,10 @@ def benchmark(path: Path) -> dict[str, float]:
         return {}
     with path.open(encoding="utf-8", newline="") as stream:
         lines = list(csv.DictReader(stream, delimiter="\t"))
-    found = {}
+    values = {}
     for column, (key, unit) in _COLUMNS.items():
         try:
-            found[key] = float(lines[-1][column]) * unit
+            values[key] = float(lines[-1][column]) * unit
         except (IndexError, KeyError, TypeError, ValueError):  # NA for a job that ended before the first look
             continue
-    return found
+    return values

@@ -147,14 +147,14 @@ def distinct(params: Params, names: Iterable[str]) -> dict[str, list[str]]:
 
 def needed(params: Params, names: Iterable[str]) -> list[str]:
     """These runs and all they are made from or compared with: starts, teachers, students; in the order of params.yaml."""
-    found, waiting = set(), [params.run(name).name for name in names]
+    names_needed, waiting = set(), [params.run(name).name for name in names]
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in names_needed:
+            names_needed.add(name)
             run = params.run(name)
             waiting += [other for other in (run.start, run.teacher, run.student) if other is not None]
-    return [name for name in params.runs if name in found]
+    return [name for name in params.runs if name in names_needed]
 
 
 # -------------------------------------------------------------------------------------------------------------- samples

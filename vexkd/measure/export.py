@@ -92,8 +92,8 @@ def write(
         "rig": "" if run.camera is None else batch.token[0],
         "provenance": json.dumps(provenance.record()),
     }
-    found = to_onnx(model, batch, out, run=run, record=record)
-    return in_words(out, found)
+    checked = to_onnx(model, batch, out, run=run, record=record)
+    return in_words(out, checked)
 
 
 def in_words(out: Path, found: Checked) -> str:
@@ -128,12 +128,12 @@ def to_onnx(model: BEVModel, batch: Batch, out: Path, *, run: Run, record: Mappi
             f"{run.name}: it cannot be written as ONNX opset {OPSET} ({type(error).__name__}: "
             f"{reason[0] if reason else 'no reason given'}); deploy it with PyTorch, or report the operation."
         ) from error
-    found = _check(proto.SerializeToString(), module, name, value, names, run)
+    checked = _check(proto.SerializeToString(), module, name, value, names, run)
     for key, text in record.items():
         proto.metadata_props.add(key=key, value=text)
     with provenance.atomic(out) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-    return found
+    return checked
 
 
 def named(predictions: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -141,10 +141,10 @@ def named(predictions: Any, prefix: str = "") -> dict[str, Tensor]:
     if isinstance(predictions, Tensor):
         return {prefix or "predictions": predictions}
     items = predictions.items() if isinstance(predictions, Mapping) else enumerate(predictions)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, value in items:
-        found |= named(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        tensors |= named(value, f"{prefix}.{key}" if prefix else str(key))
+    return tensors
 
 
 class FromBev(nn.Module):
@@ -195,7 +195,7 @@ def _translate(module: nn.Module, name: str, value: Tensor, names: list[str], *,
         else:
             two = torch.cat([value, value])  # of one sample the exporter would take the batch for fixed
             program = torch.export.export(module, (two,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        made = torch.onnx.export(
+        exported = torch.onnx.export(
             program,
             input_names=[name],
             output_names=names,
@@ -204,7 +204,7 @@ def _translate(module: nn.Module, name: str, value: Tensor, names: list[str], *,
             external_data=False,
             verbose=False,
         )
-    return made.model_proto
+    return exported.model_proto
 
 
 def _for_one_rig(module: nn.Module, images: Tensor) -> nn.Module:

@@ -60,15 +60,15 @@ def measure(
     chosen = torch.device("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
     if (root is None) != (infos is None):
         raise InputError("real samples need both --root and --infos; give both or neither.")
-    found = load_infos(infos) if infos is not None else None
+    known = load_infos(infos) if infos is not None else None
 
     groups = distinct(params, names)
     models = {}
     for number, (key, members) in enumerate(groups.items(), 1):
         run = params.run(members[0])
         began = time.monotonic()
-        if root is not None and infos is not None and found is not None:
-            source = _RealSamples(params, run, root=root, infos=found, artifacts=infos.parent)
+        if root is not None and infos is not None and known is not None:
+            source = _RealSamples(params, run, root=root, infos=known, artifacts=infos.parent)
         else:
             source = _MadeUpSamples(params, run)
         models[key] = measure_model(params, run, source, steps=steps, micro=micro, device=chosen)

@@ -50,11 +50,13 @@ def inspect(
     for each, its_run in ((student, student_run), (model, run)):
         maps |= _energies(its_run.name, each.features(_batch(its_run, root, known, token)))
     batch = _batch(teacher_run, root, known, token)
-    taught = teacher.features(batch)
-    maps |= _energies(teacher_run.name, taught)
+    teacher_features = teacher.features(batch)
+    maps |= _energies(teacher_run.name, teacher_features)
     masks = load_masks(run, teacher, weights)
     if masks is not None:
-        maps |= {Name("mask", name, level): mask[0, 0].numpy() for level, mask in masks(taught, batch).items()}
+        maps |= {
+            Name("mask", name, level): mask[0, 0].numpy() for level, mask in masks(teacher_features, batch).items()
+        }
     path = experiment.training(name, seed).inspection
     origin = {"run": name, "student": run.student, "teacher": run.teacher, "seed": seed, "sample": token}
     trainings = {each: experiment.training(each, seed) for each in (name, run.student, run.teacher)}
@@ -83,8 +85,8 @@ def load_masks(run: Run, teacher: BEVModel, weights: Path) -> nn.Module | None:
         path = weights.with_name(checkpoint.MASKS)
         if not path.is_file():
             raise InputError(f"{path}: the masks that the run {run.name} learned are not there; train it again.")
-        made, expected = checkpoint.read_header(path), checkpoint.read_header(weights)
-        if any(made[key] != expected[key] for key in ("settings", "inputs", "provenance")):
+        header, expected = checkpoint.read_header(path), checkpoint.read_header(weights)
+        if any(header[key] != expected[key] for key in ("settings", "inputs", "provenance")):
             raise InputError(f"{path}: these masks are not of the training that made {weights}; train the run again.")
         checkpoint.load_strictly(masks, checkpoint.read_tensors(path), str(path))
     return masks.eval() if masks is not None else None

@@ -131,10 +131,10 @@ def write(
     else:
         raise InputError("there are neither real samples nor settings to make one up; pass --root and --infos.")
     chosen = torch.device("cuda" if torch.cuda.is_available() and device != "cpu" else "cpu")
-    found = measure(model, run, source, repeats=repeats, warmup=warmup, device=chosen, dtype=dtype)
+    measured = measure(model, run, source, repeats=repeats, warmup=warmup, device=chosen, dtype=dtype)
     values = {
         "run": run.name,
-        **found,
+        **measured,
         "device": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else provenance.hardware()["cpu"],
         "dtype": dtype,
         "threads": torch.get_num_threads(),
@@ -184,8 +184,8 @@ def _one(
         batch = collate([sample]).to(device)
         watch.begin(DECODE)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            found = infer(model, batch, run)
-        _to_memory(found)
+            predictions = infer(model, batch, run)
+        _to_memory(predictions)
     return ({READ: reading} if source.reads else {}) | watch.seconds()
 
 

@@ -74,11 +74,11 @@ def run(
         lambda: check_ring(**_ring_for(gpus), limit=limit),
         lambda: check_commit(code.version()),
     ]
-    found = []
+    results = []
     for check in checks:
-        found.append(check())
-        tell(found[-1])
-    return found
+        results.append(check())
+        tell(results[-1])
+    return results
 
 
 def before_queueing(params: Params) -> list[Check]:
@@ -88,10 +88,10 @@ def before_queueing(params: Params) -> list[Check]:
     them holds them to what the runs ask for, and those that lie here may be the ones it is about to replace.
     """
     here = Path.cwd()
-    found = [check_files(here), check_clock(here)]
-    found += [check_data(params, Path(params.root))] if params.synthetic is None else []
-    found += [check_splits(params, Path(params.root))]
-    return [check for check in found if check.status == "error"]
+    results = [check_files(here), check_clock(here)]
+    results += [check_data(params, Path(params.root))] if params.synthetic is None else []
+    results += [check_splits(params, Path(params.root))]
+    return [check for check in results if check.status == "error"]
 
 
 # ------------------------------------------------------------------------------------------------------------- software
@@ -136,13 +136,13 @@ def check_versions(path: Path, installed: Callable[[str], str] = metadata.versio
     differing, same = [], 0
     for name, pinned in _PINNED.findall(path.read_text(encoding="utf-8")):
         try:
-            found = installed(name)
+            version = installed(name)
         except metadata.PackageNotFoundError:
             continue
-        if found.partition("+")[0] == pinned.partition("+")[0]:
+        if version.partition("+")[0] == pinned.partition("+")[0]:
             same += 1
         else:
-            differing.append(f"{name} {found} for {pinned}")
+            differing.append(f"{name} {version} for {pinned}")
     if differing:
         shown = ", ".join(differing[:4]) + (f" and {len(differing) - 4} more" if len(differing) > 4 else "")
         return Check("versions", "warning", f"{shown}; results may differ: pip install -c constraints.txt -e .")
@@ -286,11 +286,11 @@ def check_files(folder: Path, slow: float = _SLOW_SECONDS) -> Check:
     name = "files"
     began = time.perf_counter()
     try:
-        with tempfile.TemporaryDirectory(prefix=".vexkd-preflight-", dir=folder) as place:
+        with tempfile.TemporaryDirectory(prefix=".vexkd-preflight-", dir=folder) as scratch:
             probe = os.urandom(1 << 20)
-            with provenance.atomic(Path(place) / "probe") as temporary:
+            with provenance.atomic(Path(scratch) / "probe") as temporary:
                 temporary.write_bytes(probe)
-            if (Path(place) / "probe").read_bytes() != probe:
+            if (Path(scratch) / "probe").read_bytes() != probe:
                 return Check(
                     name, "error", f"{folder} gives back other bytes than were written; use another file system."
                 )
@@ -354,7 +354,7 @@ def check_ring(
     """Processes on this machine find one another and add their numbers up, within `limit` seconds."""
     name = f"ring {backend}"
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    with tempfile.TemporaryDirectory(prefix="vexkd-ring-") as place:
+    with tempfile.TemporaryDirectory(prefix="vexkd-ring-") as scratch:
         command = [
             sys.executable,
             "-m",
@@ -362,9 +362,9 @@ def check_ring(
             backend,
             str(processes),
             str(limit),
-            f"{place}/store",
+            f"{scratch}/store",
         ]
-        logs = [Path(place) / f"{rank}.log" for rank in range(processes)]
+        logs = [Path(scratch) / f"{rank}.log" for rank in range(processes)]
         members = []
         for rank, log in enumerate(logs):
             with log.open("w", encoding="utf-8") as stream:

@@ -86,10 +86,10 @@ def weights_state(run: Run, seed: int, experiment: Experiment) -> tuple[Literal[
     if not path.is_file():
         return "none", ""
     try:
-        made = seal.recorded_training(run, seal.header(path))
+        recorded = seal.recorded_training(run, seal.header(path))
     except InputError:
         return "stale", "its file does not say which"
-    differing = seal.differences(made, run.training())
+    differing = seal.differences(recorded, run.training())
     return ("stale", differing[0]) if differing else ("done", "")
 
 
@@ -117,12 +117,12 @@ def _after_training(run: Run, seed: int, experiment: Experiment, now: float) -> 
 
 def preparation(experiment: Experiment) -> list[str]:
     """A sentence for each step of the preparation that failed."""
-    found = []
+    sentences = []
     for step in ("synthesize", "doctor", "infos", "paste", "maps"):
         log = experiment.logs / f"{step}.log"
         if reason := failure(tail(log)):
-            found.append(f"{step} failed: {reason}  [{log}]")
-    return found
+            sentences.append(f"{step} failed: {reason}  [{log}]")
+    return sentences
 
 
 def _scores(metrics: Path) -> str:
@@ -217,9 +217,9 @@ class Job:
         saved = re.search(r"stopped after step (\d+) of (\d+)", self.text)
         if saved:
             return int(saved[1]), int(saved[2]), "", None
-        found = _STEP.findall(self.text)
-        if found:
-            step, total, loss, _, left = found[-1]
+        steps = _STEP.findall(self.text)
+        if steps:
+            step, total, loss, _, left = steps[-1]
             return int(step), int(total), loss, max(0.0, float(left) - (self.now - _changed(self.log)))
         resumed = re.search(r": (\d+) steps on .*resumed at step (\d+)", self.text)
         return (int(resumed[2]), int(resumed[1]), "", None) if resumed else (0, 0, "", None)
@@ -232,8 +232,8 @@ def failure(text: str) -> str:
         refused = _REFUSED.match(line)
         if refused and not _SAVED.search(line) and "another process of this job" not in line:
             return refused[1]
-    ours = [line for line in lines if not any(word in line for word in _TORCHRUN)]
-    raised = [match[1] for line in ours if (match := _RAISED.match(line)) and not line.startswith(" ")]
+    relevant = [line for line in lines if not any(word in line for word in _TORCHRUN)]
+    raised = [match[1] for line in relevant if (match := _RAISED.match(line)) and not line.startswith(" ")]
     if raised and any("Traceback" in line for line in lines):
         return raised[-1]
     killed = [line for line in lines if _KILLED.fullmatch(line)]

@@ -110,14 +110,19 @@ def summaries(
         run = params.run(members[0])
         if only_parameters:
             whole, *parts = parameters(run)
-            found = Summary(run.name, "none, parameters alone", "", whole, tuple(parts))
+            summary = Summary(run.name, "none, parameters alone", "", whole, tuple(parts))
         else:
             batch = None
             if root is not None and infos is not None:
                 batch = collate([tasks.validation_set(run, root=root, infos=load_infos(infos))[0]])
-            found = summarise(params, run, batch=batch, depth=depth)
-        taught = {name: teaching(params, params.run(name)) for name in members if params.run(name).teacher}
-        yield {**found.values(), "runs": members, "teaching": taught, "settings_digest": seal.model_digest(params, run)}
+            summary = summarise(params, run, batch=batch, depth=depth)
+        teaching_counts = {name: teaching(params, params.run(name)) for name in members if params.run(name).teacher}
+        yield {
+            **summary.values(),
+            "runs": members,
+            "teaching": teaching_counts,
+            "settings_digest": seal.model_digest(params, run),
+        }
 
 
 def deployed(
@@ -174,8 +179,8 @@ def teaching(params: Params, run: Run) -> int:
     """Learned parameters that exist in training alone: the masks' and adapters' of a distilled run."""
     with torch.device("meta"):
         task = forecast.build_task(params, run)
-    own = {id(parameter) for parameter in task.model.parameters()}
-    return sum(p.numel() for p in task.parameters() if p.requires_grad and id(p) not in own)
+    model_parameters = {id(parameter) for parameter in task.model.parameters()}
+    return sum(p.numel() for p in task.parameters() if p.requires_grad and id(p) not in model_parameters)
 
 
 def distinct(params: Params) -> dict[str, list[str]]:
@@ -264,12 +269,12 @@ class Trace:
     def _leave(self, module: nn.Module, inputs: Any, output: Any, name: str) -> None:
         self._settle()
         call = self._stack.pop()
-        found = list(tensors(output))
+        outputs = list(tensors(output))
         self.calls[name] += 1
-        self.outputs.setdefault(name, tuple(Counter(tuple(tensor.shape) for tensor in found).items()))
+        self.outputs.setdefault(name, tuple(Counter(tuple(tensor.shape) for tensor in outputs).items()))
         if call.is_layer:
             self.activations[name] += sum(
-                t.numel() * t.element_size() for t in found if t.data_ptr() not in call.sources
+                t.numel() * t.element_size() for t in outputs if t.data_ptr() not in call.sources
             )
         if isinstance(module, SparseConv):
             self._recount(module, inputs[0], output, name)
@@ -324,9 +329,9 @@ class Trace:
             else:
                 yield part
                 continue
-            own = sum(p.numel() for p in module.parameters(recurse=False))
-            if own or self.macs.get(name):
-                yield Part(f"{name} (itself)", own, self.macs.get(name, 0), self.activations.get(name, 0))
+            direct = sum(p.numel() for p in module.parameters(recurse=False))
+            if direct or self.macs.get(name):
+                yield Part(f"{name} (itself)", direct, self.macs.get(name, 0), self.activations.get(name, 0))
 
 
 @dataclass
@@ -381,11 +386,11 @@ def rulebook_pairs(
     corner = outputs[:, 1:].long() * limits.new_tensor(stride) - limits.new_tensor(padding)  # V 3
     pairs = 0
     for cell in itertools.product(*(range(k) for k in kernel)):
-        place = corner + limits.new_tensor(cell)
-        inside = ((place >= 0) & (place < limits)).all(1)
-        wanted = _keys(torch.cat([outputs[inside, :1].long(), place[inside]], 1), limits)
-        found = torch.searchsorted(keys, wanted).clamp(max=max(len(keys) - 1, 0))
-        pairs += int((keys[found] == wanted).sum()) if len(keys) else 0
+        position = corner + limits.new_tensor(cell)
+        inside = ((position >= 0) & (position < limits)).all(1)
+        wanted = _keys(torch.cat([outputs[inside, :1].long(), position[inside]], 1), limits)
+        nearest = torch.searchsorted(keys, wanted).clamp(max=max(len(keys) - 1, 0))
+        pairs += int((keys[nearest] == wanted).sum()) if len(keys) else 0
     return pairs
 
 

@@ -147,8 +147,8 @@ class BEVModel(nn.Module):
         """The loss terms of the head, and of the camera branch where the output holds what its own loss reads."""
         terms = self.head.loss(output.predictions, targets.under("head"), counts.under("head"))
         if output.auxiliary:
-            own = targets.under("camera"), counts.under("camera")
-            terms = terms | self.camera.auxiliary_loss(output.auxiliary, *own)
+            camera_part = targets.under("camera"), counts.under("camera")
+            terms = terms | self.camera.auxiliary_loss(output.auxiliary, *camera_part)
         return terms
 
     @torch.no_grad()

@@ -75,17 +75,17 @@ class DetrHead(nn.Module):
         memory = high.flatten(2).transpose(1, 2)  # B Y*X C
         query, position = (t[None].expand(batch, -1, -1) for t in (self.query, self.position))
         with torch.autocast(high.device.type, enabled=False):  # bfloat16 would move places by decimetres
-            place = self.reference(position).sigmoid()  # B Q 3, over the range
+            reference = self.reference(position).sigmoid()  # B Q 3, over the range
         outputs = []
         for layer, classes, boxes in zip(self.layers, self.classes, self.boxes, strict=True):
-            query = layer(query, position, place[..., :2], memory, shape)
+            query = layer(query, position, reference[..., :2], memory, shape)
             with torch.autocast(high.device.type, enabled=False):
                 raw = boxes(query.to(self.query.dtype))
-            place = (raw[..., :3] + inverse_sigmoid(place)).sigmoid()
+            reference = (raw[..., :3] + inverse_sigmoid(reference)).sigmoid()
             outputs.append(
-                {"codes": torch.cat([self._metres(place), raw[..., 3:]], -1), "logits": classes(query).float()}
+                {"codes": torch.cat([self._metres(reference), raw[..., 3:]], -1), "logits": classes(query).float()}
             )
-            place = place.detach()
+            reference = reference.detach()
         return outputs
 
     def _metres(self, place: Tensor) -> Tensor:

@@ -229,8 +229,8 @@ class Fpn(nn.Module):
         for index in range(len(summed) - 1, 0, -1):
             size = summed[index - 1].shape[-2:]
             summed[index - 1] = summed[index - 1] + F.interpolate(summed[index], size=size, mode="nearest")
-        found = [output(level) for output, level in zip(self.outputs, summed, strict=False)]
+        levels = [output(level) for output, level in zip(self.outputs, summed, strict=False)]
         for index in range(len(maps), len(self.outputs)):
-            last = found[-1] if index == len(maps) else F.relu(found[-1])
-            found.append(self.outputs[index](last))
-        return found
+            last = levels[-1] if index == len(maps) else F.relu(levels[-1])
+            levels.append(self.outputs[index](last))
+        return levels

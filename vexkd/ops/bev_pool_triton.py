@@ -25,8 +25,8 @@ def sum_intervals(
         present = position < end
         entry = tl.load(order + position, mask=present, other=0)
         weight = tl.load(weights + entry, mask=present, other=0.0).to(total.dtype)
-        place = (entry // bins)[:, None] * channels + channel[None, :]
-        values = tl.load(rows + place, mask=present[:, None] & used[None, :], other=0.0).to(total.dtype)
+        offset = (entry // bins)[:, None] * channels + channel[None, :]
+        values = tl.load(rows + offset, mask=present[:, None] & used[None, :], other=0.0).to(total.dtype)
         total += tl.sum(values * weight[:, None], 0)
     tl.store(sums + cell * channels + channel, total, mask=used)
 
@@ -58,8 +58,8 @@ def gradient_by_pixel(
         present = column < bins
         number = tl.load(numbers + pixel * bins + column, mask=present, other=cells)
         inside = number < cells
-        place = number.to(tl.int64)[:, None] * channels + channel[None, :]
-        slopes = tl.load(grad + place, mask=inside[:, None] & used[None, :], other=0.0)
+        offset = number.to(tl.int64)[:, None] * channels + channel[None, :]
+        slopes = tl.load(grad + offset, mask=inside[:, None] & used[None, :], other=0.0)
         if WANTS_DEPTH:
             tl.store(grad_depth + pixel * bins + column, tl.sum(slopes * features[None, :], 1), mask=present)
         if WANTS_CONTEXT:

@@ -174,9 +174,9 @@ def plain_sparse_conv(
         order = torch.arange(len(keys), device=keys.device)
     out = features.new_zeros(len(keys), weight.shape[0])  # V' C
     for (source, key), matrix in zip(pairs, weight.flatten(1, 3).unbind(1), strict=True):
-        place = torch.searchsorted(keys, key).clamp(max=max(len(keys) - 1, 0))
-        active = keys[place] == key
-        out = out.index_add(0, order[place[active]], features[source[active]] @ matrix.t())
+        nearest = torch.searchsorted(keys, key).clamp(max=max(len(keys) - 1, 0))
+        active = keys[nearest] == key
+        out = out.index_add(0, order[nearest[active]], features[source[active]] @ matrix.t())
     return out, (coordinates.int() if submanifold else _from_keys(keys, shape)), shape
 
 

@@ -61,8 +61,8 @@ def imagenet(backbone: Backbone, published: Mapping[str, Tensor], *, source: str
 
 def _prefix(published: Mapping[str, Tensor]) -> str:
     """What the names of the backbone begin with in a file of a detector."""
-    found = [p for p in ("img_backbone.", "backbone.") if any(name.startswith(p) for name in published)]
-    return found[0] if found else ""
+    prefixes = [p for p in ("img_backbone.", "backbone.") if any(name.startswith(p) for name in published)]
+    return prefixes[0] if prefixes else ""
 
 
 def transformers_names(published: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ def transformers_names(published: Mapping[str, Tensor], kind: str) -> dict[str, 
 
 def resnet(backbone: Backbone, theirs: str) -> Table:
     """torchvision's names, which mmdetection keeps; modulated deformable convolutions have theirs in the same place."""
-    found = {
+    table = {
         f"{OURS}.embedder.embedder.convolution": Source(f"{theirs}conv1"),
         f"{OURS}.embedder.embedder.normalization": Source(f"{theirs}bn1"),
     }
@@ -87,16 +87,16 @@ def resnet(backbone: Backbone, theirs: str) -> Table:
         for block in range(depth):
             ours, other = f"{OURS}.encoder.stages.{stage}.layers.{block}", f"{theirs}layer{stage + 1}.{block}"
             for conv in range(3 if backbone.layer == "bottleneck" else 2):
-                found[f"{ours}.layer.{conv}.convolution"] = Source(f"{other}.conv{conv + 1}")
-                found[f"{ours}.layer.{conv}.normalization"] = Source(f"{other}.bn{conv + 1}")
-            found[f"{ours}.shortcut.convolution"] = Source(f"{other}.downsample.0")
-            found[f"{ours}.shortcut.normalization"] = Source(f"{other}.downsample.1")
-    return found
+                table[f"{ours}.layer.{conv}.convolution"] = Source(f"{other}.conv{conv + 1}")
+                table[f"{ours}.layer.{conv}.normalization"] = Source(f"{other}.bn{conv + 1}")
+            table[f"{ours}.shortcut.convolution"] = Source(f"{other}.downsample.0")
+            table[f"{ours}.shortcut.normalization"] = Source(f"{other}.downsample.1")
+    return table
 
 
 def _swin_block(ours: str, theirs: str, *, attention: str, first: str, second: str) -> Table:
     """One block; query, key and value are joint in all published layouts but transformers'."""
-    found = {
+    table = {
         f"{ours}.layernorm_before": Source(f"{theirs}.norm1"),
         f"{ours}.layernorm_after": Source(f"{theirs}.norm2"),
         f"{ours}.attention.o_proj": Source(f"{attention}.proj"),
@@ -105,13 +105,13 @@ def _swin_block(ours: str, theirs: str, *, attention: str, first: str, second: s
         f"{ours}.mlp.fc2": Source(second),
     }
     for index, name in enumerate(("q_proj", "k_proj", "v_proj")):
-        found[f"{ours}.attention.{name}"] = Source(f"{attention}.qkv", both(third(index)))
-    return found
+        table[f"{ours}.attention.{name}"] = Source(f"{attention}.qkv", both(third(index)))
+    return table
 
 
 def torchvision_swin(backbone: Backbone, theirs: str) -> Table:
     """torchvision's: everything in one row, blocks and mergings by turns."""
-    found = {
+    table = {
         f"{OURS}.swin.embeddings.patch_embeddings.projection": Source(f"{theirs}features.0.0"),
         f"{OURS}.swin.embeddings.norm": Source(f"{theirs}features.0.2"),
         f"{OURS}.swin.layernorm": Source(f"{theirs}norm"),
@@ -121,14 +121,14 @@ def torchvision_swin(backbone: Backbone, theirs: str) -> Table:
         for block in range(depth):
             other = f"{theirs}features.{2 * stage + 1}.{block}"
             parts = {"attention": f"{other}.attn", "first": f"{other}.mlp.0", "second": f"{other}.mlp.3"}
-            found |= _swin_block(f"{ours}.blocks.{block}", other, **parts)
-        found[f"{ours}.downsample"] = Source(f"{theirs}features.{2 * stage + 2}")
-    return found
+            table |= _swin_block(f"{ours}.blocks.{block}", other, **parts)
+        table[f"{ours}.downsample"] = Source(f"{theirs}features.{2 * stage + 2}")
+    return table
 
 
 def mmdet_swin(backbone: Backbone, theirs: str) -> Table:
     """mmdetection's: its mergings unfold, which orders their input by channel first, then row, then column."""
-    found = {
+    table = {
         f"{OURS}.swin.embeddings.patch_embeddings.projection": Source(f"{theirs}patch_embed.projection"),
         f"{OURS}.swin.embeddings.norm": Source(f"{theirs}patch_embed.norm"),
     }
@@ -141,12 +141,12 @@ def mmdet_swin(backbone: Backbone, theirs: str) -> Table:
                 "first": f"{inner}.ffn.layers.0.0",
                 "second": f"{inner}.ffn.layers.1",
             }
-            found |= _swin_block(f"{ours}.blocks.{block}", inner, **parts)
-        found[f"{ours}.downsample.reduction"] = Source(f"{other}.downsample.reduction", {"weight": merging_order()})
-        found[f"{ours}.downsample.norm"] = Source(f"{other}.downsample.norm", both(merging_order()))
+            table |= _swin_block(f"{ours}.blocks.{block}", inner, **parts)
+        table[f"{ours}.downsample.reduction"] = Source(f"{other}.downsample.reduction", {"weight": merging_order()})
+        table[f"{ours}.downsample.norm"] = Source(f"{other}.downsample.norm", both(merging_order()))
     for stage in backbone.outputs:
-        found[f"{OURS}.hidden_states_norms.stage{stage + 1}"] = Source(f"{theirs}norm{stage}")
-    return found
+        table[f"{OURS}.hidden_states_norms.stage{stage + 1}"] = Source(f"{theirs}norm{stage}")
+    return table
 
 
 def merging_order() -> Change:
@@ -166,14 +166,14 @@ def fed_rgb(published: Mapping[str, Tensor], theirs: str) -> dict[str, Tensor]:
     into the mean of the norm behind it. Where that convolution reads its own padding (three pixels of a ResNet's border)
     the two zeros differ, by a third of a deviation.
     """
-    found, stem = dict(published), f"{theirs}conv1.weight"
-    stem = stem if stem in found else f"{theirs}patch_embed.projection.weight"
-    if stem not in found:
-        return found
-    weight, mean, deviation = found[stem], torch.from_numpy(MEAN), torch.from_numpy(STD)
+    tensors, stem = dict(published), f"{theirs}conv1.weight"
+    stem = stem if stem in tensors else f"{theirs}patch_embed.projection.weight"
+    if stem not in tensors:
+        return tensors
+    weight, mean, deviation = tensors[stem], torch.from_numpy(MEAN), torch.from_numpy(STD)
     rest = torch.einsum("ochw,c->o", weight, ((mean.flip(0) - mean) / deviation).to(weight.dtype))
-    found[stem] = (weight * (deviation.flip(0) / deviation).to(weight.dtype).view(1, 3, 1, 1)).flip(1)
+    tensors[stem] = (weight * (deviation.flip(0) / deviation).to(weight.dtype).view(1, 3, 1, 1)).flip(1)
     for name, sign in ((f"{theirs}bn1.running_mean", -1), (f"{theirs}patch_embed.projection.bias", 1)):
-        if name in found:
-            found[name] = found[name] + sign * rest
-    return found
+        if name in tensors:
+            tensors[name] = tensors[name] + sign * rest
+    return tensors

@@ -60,14 +60,14 @@ def write(
     run = _as_published(run, part)
     torch.manual_seed(0)  # what stays new is the same each time
     model = bev_model.build(run)
-    own = model.state_dict()
-    result = convert(run, own, files.read(file, weights), origin=origin, legacy=boxes == "legacy")
+    state = model.state_dict()
+    result = convert(run, state, files.read(file, weights), origin=origin, legacy=boxes == "legacy")
     lines = report(result, part)
     trouble = _trouble(result, part)
     if trouble:
         print("\n".join(lines), flush=True)
         raise InputError(f"{file}: {trouble}, so {out} was not written.")
-    model.load_state_dict({**own, **result.tensors})
+    model.load_state_dict({**state, **result.tensors})
     new = sorted({".".join(key.split(".")[:2]) for key in _unfilled(result) if not key.endswith("num_batches_tracked")})
     chosen = {"weights": weights} if weights else {}
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -54,17 +54,17 @@ def bevfusion(run: Run, *, legacy: bool) -> Layout:
 
 def _depth_lss(view: LiftSplat) -> Table:
     """DepthLSSTransform; LSSTransform where depth comes from the image alone. Its convolutions have biases before norms."""
-    found: Table = {}
+    table: Table = {}
     for step in range(3):
-        found |= sequence(f"camera.view.down.{step}", "vtransform.downsample", 3 * step, transposed)
+        table |= sequence(f"camera.view.down.{step}", "vtransform.downsample", 3 * step, transposed)
     if view.depth_net == "plain":
-        return found | {"camera.view.depth_net": Source("vtransform.depthnet")}
+        return table | {"camera.view.depth_net": Source("vtransform.depthnet")}
     for step in range(3):
-        found |= sequence(f"camera.view.depth_image.{step}", "vtransform.dtransform", 3 * step)
+        table |= sequence(f"camera.view.depth_image.{step}", "vtransform.dtransform", 3 * step)
     guidance = view.depth_channels[-1]  # published first, ours last
-    found |= sequence("camera.view.depth_net.0", "vtransform.depthnet", 0, _first_last(guidance))
-    found |= sequence("camera.view.depth_net.1", "vtransform.depthnet", 3)
-    return found | {"camera.view.depth_net.2": Source("vtransform.depthnet.6")}
+    table |= sequence("camera.view.depth_net.0", "vtransform.depthnet", 0, _first_last(guidance))
+    table |= sequence("camera.view.depth_net.1", "vtransform.depthnet", 3)
+    return table | {"camera.view.depth_net.2": Source("vtransform.depthnet.6")}
 
 
 def _first_last(count: int) -> Callable:
@@ -89,7 +89,7 @@ def _layers_left(run: Run) -> int:
 def _transfusion(run: Run, *, legacy: bool) -> Table:
     """TransFusionHead over maps (B, C, X, Y)."""
     kernel = {"weight": transposed}
-    found = {
+    table = {
         "head.shared": Source("bbox_head.shared_conv", kernel),
         "head.heatmap.1": Source("bbox_head.heatmap_head.1", kernel),
         "head.class_code": Source("bbox_head.class_encoding", {"weight": lambda tensor: tensor.squeeze(-1)}),
@@ -97,20 +97,20 @@ def _transfusion(run: Run, *, legacy: bool) -> Table:
     }
     for layer in range(run.transfusion.layers):
         ours, theirs = f"head.layers.{layer}", f"bbox_head.decoder.{layer}"
-        found |= {
+        table |= {
             f"{ours}.itself": Source(f"{theirs}.self_attn.attn"),
             f"{ours}.cross": Source(f"{theirs}.cross_attn.attn"),
         }
-        found |= feed_forward(f"{ours}.feed_forward", f"{theirs}.ffn")
-        found[f"{ours}.norms"] = Source(f"{theirs}.norms")
+        table |= feed_forward(f"{ours}.feed_forward", f"{theirs}.ffn")
+        table[f"{ours}.norms"] = Source(f"{theirs}.norms")
         for place, other in (("query_place", "self_posembed"), ("memory_place", "cross_posembed")):
             for name, index in (("first", 0), ("norm", 1), ("second", 3)):
-                found[f"{ours}.{place}.{name}"] = Source(f"{theirs}.{other}.position_embedding_head.{index}")
+                table[f"{ours}.{place}.{name}"] = Source(f"{theirs}.{other}.position_embedding_head.{index}")
         for branch, other in {"centre": "center", **parts.BRANCHES}.items():
             ours, theirs = f"head.predictors.{layer}.branches.{branch}", f"bbox_head.prediction_heads.{layer}.{other}"
-            found |= conv_module(ours, f"{theirs}.0")
-            found[f"{ours}.3"] = Source(f"{theirs}.1", parts.box_changes(branch, legacy=legacy))
-    return found
+            table |= conv_module(ours, f"{theirs}.0")
+            table[f"{ours}.3"] = Source(f"{theirs}.1", parts.box_changes(branch, legacy=legacy))
+    return table
 
 
 def centerpoint(run: Run, *, legacy: bool) -> Layout:
@@ -185,42 +185,42 @@ def _basic_block(ours: str, theirs: str) -> Table:
 
 def _bev_resnet(encoder: ResNetEncoder) -> Table:
     """CustomResNet and FPN_LSS."""
-    found: Table = {}
+    table: Table = {}
     for stage, layers in enumerate(encoder.layers):
         for block in range(layers):
             ours, theirs = f"bev_encoder.backbone.stages.{stage}.{block}", "img_bev_encoder_backbone.layers"
-            found |= _basic_block(ours, f"{theirs}.{stage}.{block}")
-    found |= sequence("bev_encoder.join.0", "img_bev_encoder_neck.conv", 0)
-    found |= sequence("bev_encoder.join.1", "img_bev_encoder_neck.conv", 3)
-    found |= sequence("bev_encoder.out.0", "img_bev_encoder_neck.up2", 1)
-    return found | {"bev_encoder.out.1": Source("img_bev_encoder_neck.up2.4")}
+            table |= _basic_block(ours, f"{theirs}.{stage}.{block}")
+    table |= sequence("bev_encoder.join.0", "img_bev_encoder_neck.conv", 0)
+    table |= sequence("bev_encoder.join.1", "img_bev_encoder_neck.conv", 3)
+    table |= sequence("bev_encoder.out.0", "img_bev_encoder_neck.up2", 1)
+    return table | {"bev_encoder.out.1": Source("img_bev_encoder_neck.up2.4")}
 
 
 def _bevdepth() -> Table:
     """BEVDepth's DepthNet without the deformable convolution."""
     ours, theirs = "camera.view.depth_net", "img_view_transformer.depth_net"
-    found = {
+    table = {
         f"{ours}.reduce": Source(f"{theirs}.reduce_conv"),
         f"{ours}.camera_norm": Source(f"{theirs}.bn"),
         f"{ours}.context": Source(f"{theirs}.context_conv"),
         f"{ours}.depth.4": Source(f"{theirs}.depth_conv.4"),
     }
     for gate in ("context", "depth"):
-        found[f"{ours}.{gate}_gate.mlp.0"] = Source(f"{theirs}.{gate}_mlp.fc1")
-        found[f"{ours}.{gate}_gate.mlp.2"] = Source(f"{theirs}.{gate}_mlp.fc2")
-        found[f"{ours}.{gate}_gate.gate.0"] = Source(f"{theirs}.{gate}_se.conv_reduce")
-        found[f"{ours}.{gate}_gate.gate.2"] = Source(f"{theirs}.{gate}_se.conv_expand")
+        table[f"{ours}.{gate}_gate.mlp.0"] = Source(f"{theirs}.{gate}_mlp.fc1")
+        table[f"{ours}.{gate}_gate.mlp.2"] = Source(f"{theirs}.{gate}_mlp.fc2")
+        table[f"{ours}.{gate}_gate.gate.0"] = Source(f"{theirs}.{gate}_se.conv_reduce")
+        table[f"{ours}.{gate}_gate.gate.2"] = Source(f"{theirs}.{gate}_se.conv_expand")
     for block in range(3):
-        found |= _basic_block(f"{ours}.depth.{block}", f"{theirs}.depth_conv.{block}")
+        table |= _basic_block(f"{ours}.depth.{block}", f"{theirs}.depth_conv.{block}")
     places = {"point": "aspp1", "dilated.0": "aspp2", "dilated.1": "aspp3", "dilated.2": "aspp4"}
     for place, other in places.items():
-        found[f"{ours}.depth.3.{place}.0"] = Source(f"{theirs}.depth_conv.3.{other}.atrous_conv")
-        found[f"{ours}.depth.3.{place}.1"] = Source(f"{theirs}.depth_conv.3.{other}.bn")
-    found[f"{ours}.depth.3.whole.1.0"] = Source(f"{theirs}.depth_conv.3.global_avg_pool.1")
-    found[f"{ours}.depth.3.whole.1.1"] = Source(f"{theirs}.depth_conv.3.global_avg_pool.2")
-    found[f"{ours}.depth.3.out.0.0"] = Source(f"{theirs}.depth_conv.3.conv1")
-    found[f"{ours}.depth.3.out.0.1"] = Source(f"{theirs}.depth_conv.3.bn1")
-    return found
+        table[f"{ours}.depth.3.{place}.0"] = Source(f"{theirs}.depth_conv.3.{other}.atrous_conv")
+        table[f"{ours}.depth.3.{place}.1"] = Source(f"{theirs}.depth_conv.3.{other}.bn")
+    table[f"{ours}.depth.3.whole.1.0"] = Source(f"{theirs}.depth_conv.3.global_avg_pool.1")
+    table[f"{ours}.depth.3.whole.1.1"] = Source(f"{theirs}.depth_conv.3.global_avg_pool.2")
+    table[f"{ours}.depth.3.out.0.0"] = Source(f"{theirs}.depth_conv.3.conv1")
+    table[f"{ours}.depth.3.out.0.1"] = Source(f"{theirs}.depth_conv.3.bn1")
+    return table
 
 
 # Of BEVFormer's box code (x, y, w, l, z, h, sin, cos, vx, vy), with boxes from before mmdetection3d 1.0 (see
@@ -264,7 +264,7 @@ def _deformable(ours: str, theirs: str, output: str | None = None) -> Table:
 
 def _bevformer_view(view: BevFormer, levels: int, theirs: str) -> Table:
     """Queries, codes and encoder. Published are always four levels' codes, of which the first are used."""
-    found = {
+    table = {
         "camera.view.query": Source(f"{theirs}.bev_embedding.weight"),
         "camera.view.rows": Source(f"{theirs}.positional_encoding.row_embed.weight"),
         "camera.view.columns": Source(f"{theirs}.positional_encoding.col_embed.weight"),
@@ -273,29 +273,29 @@ def _bevformer_view(view: BevFormer, levels: int, theirs: str) -> Table:
     }
     for layer in range(view.layers):
         ours, other = f"camera.view.layers.{layer}", f"{theirs}.transformer.encoder.layers.{layer}"
-        found |= _deformable(f"{ours}.itself", f"{other}.attentions.0")
+        table |= _deformable(f"{ours}.itself", f"{other}.attentions.0")
         images = f"{other}.attentions.1"
-        found |= _deformable(f"{ours}.images", f"{images}.deformable_attention", f"{images}.output_proj")
-        found |= feed_forward(f"{ours}.feed_forward", f"{other}.ffns.0")
-        found[f"{ours}.norms"] = Source(f"{other}.norms")
-    return found
+        table |= _deformable(f"{ours}.images", f"{images}.deformable_attention", f"{images}.output_proj")
+        table |= feed_forward(f"{ours}.feed_forward", f"{other}.ffns.0")
+        table[f"{ours}.norms"] = Source(f"{other}.norms")
+    return table
 
 
 def _detr_head(run: Run, theirs: str, *, legacy: bool) -> Table:
     """Decoder and branches. A query's embedding holds its position first, then its content."""
     width = run.detr.channels
-    found = {
+    table = {
         "head.position": Source(f"{theirs}.query_embedding.weight", {"": lambda t: t[:, :width]}),
         "head.query": Source(f"{theirs}.query_embedding.weight", {"": lambda t: t[:, width:]}),
         "head.reference": Source(f"{theirs}.transformer.reference_points"),
     }
     for layer in range(run.detr.layers):
         ours, other = f"head.layers.{layer}", f"{theirs}.transformer.decoder.layers.{layer}"
-        found[f"{ours}.itself"] = Source(f"{other}.attentions.0.attn")
-        found |= _deformable(f"{ours}.cross", f"{other}.attentions.1")
-        found |= feed_forward(f"{ours}.feed_forward", f"{other}.ffns.0")
-        found[f"{ours}.norms"] = Source(f"{other}.norms")
-        found[f"head.classes.{layer}"] = Source(f"{theirs}.cls_branches.{layer}")
-        found[f"head.boxes.{layer}"] = Source(f"{theirs}.reg_branches.{layer}")
-        found[f"head.boxes.{layer}.4"] = Source(f"{theirs}.reg_branches.{layer}.4", _CODE_LEGACY if legacy else _CODE)
-    return found
+        table[f"{ours}.itself"] = Source(f"{other}.attentions.0.attn")
+        table |= _deformable(f"{ours}.cross", f"{other}.attentions.1")
+        table |= feed_forward(f"{ours}.feed_forward", f"{other}.ffns.0")
+        table[f"{ours}.norms"] = Source(f"{other}.norms")
+        table[f"head.classes.{layer}"] = Source(f"{theirs}.cls_branches.{layer}")
+        table[f"head.boxes.{layer}"] = Source(f"{theirs}.reg_branches.{layer}")
+        table[f"head.boxes.{layer}.4"] = Source(f"{theirs}.reg_branches.{layer}.4", _CODE_LEGACY if legacy else _CODE)
+    return table

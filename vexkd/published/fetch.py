@@ -50,9 +50,9 @@ def start(model: BEVModel, run: Run) -> None:
     if path is None or weights is None:
         return
     prefix = "camera.encoder.backbone."
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
     layout, published = imagenet(run.camera.backbone, files.read(path), source=weights.source)
-    result = apply(layout, own, published)
+    result = apply(layout, state, published)
     wrong = [*(f"{name} is missing" for name in result.missing), *result.shapes]
     wrong += [f"{name} has no place" for name in result.foreign]
     if wrong:

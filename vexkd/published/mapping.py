@@ -76,15 +76,15 @@ def apply(layout: Layout, own: Mapping[str, Tensor], published: Mapping[str, Ten
                 missing.append(key if not name else f"{key} (from {name})")
             continue
         used.add(name)
-        found = source.changes.get(end, _same)(published[name])
+        tensor = source.changes.get(end, _same)(published[name])
         if source.folded in published and end == "running_mean":
-            found = found - published[source.folded]
+            tensor = tensor - published[source.folded]
         if source.folded in published:
             used.add(source.folded)
-        if found.shape != mine.shape:
+        if tensor.shape != mine.shape:
             shapes.append(f"{key} {tuple(mine.shape)}, but {name} {tuple(published[name].shape)}")
             continue
-        tensors[key] = found.to(mine.dtype).contiguous()
+        tensors[key] = tensor.to(mine.dtype).contiguous()
     rest = [name for name in published if name not in used]
     ignored = [name for name in rest if _matches((*layout.ignored, r"num_batches_tracked$"), name)]
     unexpected = [name for name in rest if name not in set(ignored)]

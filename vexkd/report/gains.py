@@ -41,8 +41,8 @@ def gain(run: FinishedRun, score: str) -> Gain | None:
     student = run.student if run.settings.kind == "distilled" else None
     if student is None or run.metrics.get(score) is None or student.metrics.get(score) is None:
         return None
-    taught, alone = run.metrics["seeds"], student.metrics["seeds"]
-    paired = [taught[seed][score] - alone[seed][score] for seed in taught if seed in alone]
+    distilled, alone = run.metrics["seeds"], student.metrics["seeds"]
+    paired = [distilled[seed][score] - alone[seed][score] for seed in distilled if seed in alone]
     deviation = statistics.stdev(paired) if len(paired) > 1 else None
     mean = run.metrics[score] - student.metrics[score]
     drawn = _differences(run.resamples, student.resamples, score)
@@ -63,19 +63,19 @@ def unlike(run: FinishedRun) -> list[str]:
         return []
     settings = unequal(run.settings.besides_teaching(), student.settings.besides_teaching())
     differences = [_in_words(*setting) for setting in settings]
-    taught, alone = run.provenance, student.provenance
-    if row_provenance.data(taught) != row_provenance.data(alone):
+    distilled, alone = run.provenance, student.provenance
+    if row_provenance.data(distilled) != row_provenance.data(alone):
         differences.append("other data")
-    versions, versions_alone = row_provenance.environment(taught), row_provenance.environment(alone)
+    versions, versions_alone = row_provenance.environment(distilled), row_provenance.environment(alone)
     if versions != versions_alone:
         new, old = (row_provenance.only_in(*p) for p in ((versions, versions_alone), (versions_alone, versions)))
         differences.append(f"other versions ({new}, not {old})")
-    if row_provenance.code(taught) != row_provenance.code(alone):
-        same_commit = row_provenance.commits(taught) == row_provenance.commits(alone)
+    if row_provenance.code(distilled) != row_provenance.code(alone):
+        same_commit = row_provenance.commits(distilled) == row_provenance.commits(alone)
         differences.append("other code" if same_commit else "another commit")
-    if row_provenance.dirty(taught) != row_provenance.dirty(alone):
-        differences.append("uncommitted changes" if row_provenance.dirty(taught) else "no uncommitted changes")
-    seeds, seeds_alone = (", ".join(record["seeds"]) for record in (taught, alone))
+    if row_provenance.dirty(distilled) != row_provenance.dirty(alone):
+        differences.append("uncommitted changes" if row_provenance.dirty(distilled) else "no uncommitted changes")
+    seeds, seeds_alone = (", ".join(record["seeds"]) for record in (distilled, alone))
     if seeds != seeds_alone:
         differences.append(f"seeds {seeds} (not {seeds_alone})")
     return differences

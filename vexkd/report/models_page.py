@@ -142,13 +142,13 @@ def shapes(outputs: list[Any]) -> str:
 
 def parameters(text: str) -> dict[str, dict[str, int]]:
     """The parameters of every part in a page that `update` wrote: {run: {part: number}}, the whole by the path ""."""
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     between = text.partition(BEGIN)[2].partition(END)[0].partition("## Parts")[2]
     for block in re.split(r"^### ", between, flags=re.MULTILINE)[1:]:
         run = block.split("\n", 1)[0].strip()
         cells = re.findall(r"^\| *([^|]+?) *\| *([\d,]+) *\|", block, flags=re.MULTILINE)
-        found[run] = {"" if name == _WHOLE else name: int(count.replace(",", "")) for name, count in cells}
-    return found
+        counts[run] = {"" if name == _WHOLE else name: int(count.replace(",", "")) for name, count in cells}
+    return counts
 
 
 def _giga(count: float) -> str:
@@ -162,10 +162,10 @@ def _overview(summaries: list[dict[str, Any]]) -> str:
     head = ["Model", "Runs", "Parameters (M)", "GMACs", "GFLOPs", "Activations (MB)", "In training alone (M)"]
     rows = []
     for summary in summaries:
-        taught = sorted({f"{count / 1e6:.2f}" for count in summary["teaching"].values()}, key=float)
+        teaching = sorted({f"{count / 1e6:.2f}" for count in summary["teaching"].values()}, key=float)
         cells = [summary["run"], str(len(summary["runs"])), f"{summary['parameters'] / 1e6:.2f}"]
         cells += [_giga(summary["macs"]), _giga(summary["flops"]), f"{summary['activations'] / 1e6:.0f}"]
-        rows.append([*cells, " to ".join(dict.fromkeys([*taught[:1], *taught[-1:]]))])
+        rows.append([*cells, " to ".join(dict.fromkeys([*teaching[:1], *teaching[-1:]]))])
     note = "Runs: how many deploy this model. In training alone: what teaches the distilled ones, masks and adapters."
     return _markdown(head, rows, note)
 
@@ -183,11 +183,11 @@ def _compared(summaries: list[dict[str, Any]], published: tuple[Published, ...])
         if part is None or not part[row.quantity]:
             continue
         scale, unit = _UNITS[row.quantity]
-        ours = part[row.quantity]
+        counted = part[row.quantity]
         cells = [
-            f"{ours / scale:.2f} {unit}",
+            f"{counted / scale:.2f} {unit}",
             f"{row.value / scale:.2f} {unit}",
-            f"{100 * (ours / row.value - 1):+.1f} %",
+            f"{100 * (counted / row.value - 1):+.1f} %",
         ]
         rows.append([run, row.part or _WHOLE, _WORDS[row.quantity], *cells, row.source, row.why])
     note = "Published GFLOPs of this field are taken for giga-multiply-adds."

@@ -99,15 +99,15 @@ def page_problem(path: Path, names: Iterable[str], settings: str, digests: Diges
 
 def _outdated(shown: Path, record: dict[str, Any], names: Iterable[str], settings: str, digests: Digests) -> str:
     """In what a record differs from what stands there and is asked for, in a sentence; "" if in nothing."""
-    made = record.get("made_from") or {}
+    recorded = record.get("made_from") or {}
     known = {name: Path(name) for name in names}
-    for name in dict.fromkeys([*known, *made]):
+    for name in dict.fromkeys([*known, *recorded]):
         path = known.get(name)
-        if path is None or (not path.exists() and name in made and HERE.results in Path(name).parents):
+        if path is None or (not path.exists() and name in recorded and HERE.results in Path(name).parents):
             return (
                 f"{shown} was made from {name} too, which is not shown any more; run snakemake, which makes it again."
             )
-        if path.exists() and made.get(name) != digests.of(path):
+        if path.exists() and recorded.get(name) != digests.of(path):
             return f"{shown} was not made from the present {name}; run snakemake, which makes it again."
     if record.get("asked") != settings:
         return f"{shown} was made with other settings than those of now; run snakemake, which makes it again."

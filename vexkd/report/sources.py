@@ -34,18 +34,18 @@ class Figure:
 
 def figures(params: Params) -> dict[str, Figure]:
     """The figures that an experiment has, by the name of their files."""
-    found = {"curves": Figure("curves", tuple(params.runs))}
+    by_name = {"curves": Figure("curves", tuple(params.runs))}
     for name, run in params.runs.items():
         kind = "maps" if run.task == "segmentation" else "birdseye"
-        found[f"{kind}-{name}"] = Figure(kind, (name,))
+        by_name[f"{kind}-{name}"] = Figure(kind, (name,))
     if gaining := distilled_detectors(params):
-        found["distillation"] = Figure("distillation", tuple(gaining))
+        by_name["distillation"] = Figure("distillation", tuple(gaining))
     for kind, rows in params.figures.items():
         if kind in PICTURES:
-            found |= {f"{kind}-{row}": Figure(kind, (row,)) for row in rows}
+            by_name |= {f"{kind}-{row}": Figure(kind, (row,)) for row in rows}
         elif rows:
-            found[kind] = Figure(kind, tuple(rows))
-    return found
+            by_name[kind] = Figure(kind, tuple(rows))
+    return by_name
 
 
 def distilled_detectors(params: Params) -> list[str]:

@@ -86,14 +86,14 @@ def all_of(block: type[Strict], decides: Decides) -> dict[str, Any]:
 @cache
 def _exclude(block: type[Strict], decides: Decides, whether: bool) -> dict[str, Any]:
     """The fields of a block of which it is true, or not, that they decide any of these."""
-    found: dict[str, Any] = {}
+    excluded: dict[str, Any] = {}
     for name, field in block.model_fields.items():
-        own = marker(field)
-        if own is not None:
-            found |= {name: True} if bool(own & decides) == whether else {}
+        decided = marker(field)
+        if decided is not None:
+            excluded |= {name: True} if bool(decided & decides) == whether else {}
             continue
         (inner,) = blocks_of(field)
         below = _exclude(inner, decides, whether)
         if below:
-            found[name] = True if all(below.get(key) is True for key in inner.model_fields) else below
-    return found
+            excluded[name] = True if all(below.get(key) is True for key in inner.model_fields) else below
+    return excluded

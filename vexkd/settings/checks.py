@@ -20,9 +20,9 @@ _MOST_BOXES = 500  # per sample, in nuScenes' submissions
 def problems(run: Run) -> Iterator[str]:
     """Every reason why a run's settings cannot be used together."""
     yield from _parts(run)
-    found = list(_grid(run))
-    yield from found
-    if found:
+    sentences = list(_grid(run))
+    yield from sentences
+    if sentences:
         return  # what follows counts cells
     if run.lidar is not None:
         yield from _lidar(run)

@@ -191,8 +191,8 @@ def _paint_solids(
     axis, side = face // 2, np.where(face % 2, 1.0, -1.0)
     yaw = solids.yaw[solid]
     cos, sin = np.cos(yaw), np.sin(yaw)
-    place = origin + rays * hits.distance[body, None] - solids.centre[solid]
-    x, y, z = cos * place[:, 0] + sin * place[:, 1], cos * place[:, 1] - sin * place[:, 0], place[:, 2]
+    position = origin + rays * hits.distance[body, None] - solids.centre[solid]
+    x, y, z = cos * position[:, 0] + sin * position[:, 1], cos * position[:, 1] - sin * position[:, 0], position[:, 2]
     half = solids.half[solid]
     normal_x = np.where(axis == 0, cos * side, np.where(axis == 1, -sin * side, 0.0))
     normal_y = np.where(axis == 0, sin * side, np.where(axis == 1, cos * side, 0.0))

@@ -196,9 +196,9 @@ def _echo(
     seen: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reflectance of the material that each seen ray meets and the cosine of its angle to the surface."""
-    place = origin + directions * distance[:, None]
+    position = origin + directions * distance[:, None]
     table = np.array([GROUND_REFLECTANCE[kind] for kind in Ground])
-    reflectance = table[ground_at(ground, place[:, 0], place[:, 1])]
+    reflectance = table[ground_at(ground, position[:, 0], position[:, 1])]
     facing = np.sqrt(np.abs(directions[:, 2]))  # rough ground returns more at grazing angles than a mirror would
     solid = hits.solid[seen[on_solid]]
     reflectance[on_solid] = solids.reflectance[solid]

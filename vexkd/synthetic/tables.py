@@ -263,13 +263,13 @@ class SceneWriter:
         name = f"{folder}/{channel}/{self.logfile}__{channel}__{time}.{suffix}"
         mine = self.key(channel, time)
         x, y, yaw = self.ego(time)
-        place = self.placement.points(np.array([x, y]))
+        position = self.placement.points(np.array([x, y]))
         self.rows["ego_pose"].append(
             {
                 "token": mine,
                 "timestamp": time,
                 "rotation": yaw_quaternion(yaw + self.placement.turn),
-                "translation": [round(float(place[0]), 6), round(float(place[1]), 6), 0.0],
+                "translation": [round(float(position[0]), 6), round(float(position[1]), 6), 0.0],
             }
         )
         self.rows["sample_data"].append(
@@ -511,8 +511,8 @@ def write_map(job: tuple[Path, int, str, list[int]]) -> None:
     root, seed, location, slots = job
     towns = [district(seed, location, slot) for slot in slots]
     expansion = MapFile(location)
-    for town, place in towns:
-        expansion.add_town(town, place)
+    for town, origin in towns:
+        expansion.add_town(town, origin)
     path = root / "maps" / "expansion" / f"{location}.json"
     path.write_text(json.dumps(expansion.content), encoding="utf-8")
     width, height = (
@@ -520,11 +520,11 @@ def write_map(job: tuple[Path, int, str, list[int]]) -> None:
     )
     image = Image.new("L", (width, height), 0)
     draw = ImageDraw.Draw(image)
-    for town, place in towns:
+    for town, origin in towns:
         for layer in ("drivable_area", "walkway"):
             for polygon in town.layers[layer]:
                 for number, ring in enumerate((polygon.exterior, *polygon.interiors)):
-                    xy = place.points(np.array(ring.coords)) * MASK_SCALE
+                    xy = origin.points(np.array(ring.coords)) * MASK_SCALE
                     draw.polygon([(x, height - y) for x, y in xy.tolist()], fill=0 if number else 255)
     image.save(root / "maps" / f"{LOCATIONS[location][0]}.png", compress_level=1)
 

@@ -431,8 +431,8 @@ def _lane_spot(crowd: Crowd, radius: float, offset: float) -> tuple[Route, bool]
     rng = crowd.rng
     moment = rng.uniform(0.0, crowd.duration)
     ego = crowd.ego.at(np.array([moment]))[0]
-    place = {0: ego[1], 1: ego[0]}  # the coordinate that a street of each axis keeps
-    near = [lane for lane in crowd.town.lanes if abs(lane.street.offset - place[lane.street.axis]) < 0.6 * radius]
+    fixed = {0: ego[1], 1: ego[0]}  # the coordinate that a street of each axis keeps
+    near = [lane for lane in crowd.town.lanes if abs(lane.street.offset - fixed[lane.street.axis]) < 0.6 * radius]
     if not near:
         return None
     lane = near[rng.integers(len(near))]

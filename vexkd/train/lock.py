@@ -32,15 +32,15 @@ class Lock:
 
     def acquire(self) -> None:
         """Take the lock. Raises InputError where a living process holds it."""
-        own = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
-        with provenance.naming(self.path, parts=own):
+        ticket = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
+        with provenance.naming(self.path, parts=ticket):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            own.write_text(self.owner, encoding="utf-8")
+            ticket.write_text(self.owner, encoding="utf-8")
         try:
-            while not self._link(own):
-                self._remove_dead(own)
+            while not self._link(ticket):
+                self._remove_dead(ticket)
         finally:
-            own.unlink(missing_ok=True)
+            ticket.unlink(missing_ok=True)
         threading.Thread(target=self._renew, daemon=True).start()
 
     def release(self) -> None:
@@ -153,7 +153,7 @@ def _exists(pid: int) -> bool:
 
 def _words(holder: str | None) -> str:
     try:
-        found = json.loads(holder or "")
-        return f"process {found['pid']} on {found['host']}"
+        words = json.loads(holder or "")
+        return f"process {words['pid']} on {words['host']}"
     except (ValueError, KeyError, TypeError):
         return "another process"

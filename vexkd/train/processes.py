@@ -315,10 +315,10 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor, *_unused: Any):
         normal, weight, scale, count = ctx.saved_tensors
-        own = gradient.float()
-        for_bias, for_weight = own.sum(ctx.axes), (own * normal).sum(ctx.axes)
+        exact = gradient.float()
+        for_bias, for_weight = exact.sum(ctx.axes), (exact * normal).sum(ctx.axes)
         over_all = _sum(torch.stack([for_bias, for_weight])) / count
-        inner = own - over_all[0].view(ctx.shape) - normal * over_all[1].view(ctx.shape)
+        inner = exact - over_all[0].view(ctx.shape) - normal * over_all[1].view(ctx.shape)
         return (inner * (scale * weight).view(ctx.shape)).to(gradient.dtype), for_weight, for_bias, None
 
 

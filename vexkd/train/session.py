@@ -83,8 +83,8 @@ def train(
             processes.on_main(accelerator, lambda: _take_over(folder, run, inputs, seed))
             processes.on_main(accelerator, lambda: attempts.begin(folder))
             trainer = _fit(run, seed, sources, folder, lock, pace=pace, accelerator=accelerator, stop=stop)
-            made = attempts.of(folder) if accelerator.is_main_process else []
-            processes.on_main(accelerator, lambda: _write_result(out, trainer, run, seed, inputs, made))
+            history = attempts.of(folder) if accelerator.is_main_process else []
+            processes.on_main(accelerator, lambda: _write_result(out, trainer, run, seed, inputs, history))
             if accelerator.is_main_process:
                 if kept is not None:
                     finished.keep(out, kept)
@@ -317,7 +317,7 @@ def predict(
         seed_everything(0)
         chosen = torch.device("cuda", state.local_process_index) if state.device.type == "cuda" else torch.device("cpu")
         batches = loader(dataset, keys, workers=workers)
-        found = prediction.predict(
+        summary = prediction.predict(
             model,
             batches,
             out,
@@ -329,7 +329,7 @@ def predict(
         )
         if state.is_main_process:
             print(*said, sep="\n", end="\n" if said else "")
-            print(f"{run.name}: {found} in {len(dataset)} samples -> {out}", flush=True)
+            print(f"{run.name}: {summary} in {len(dataset)} samples -> {out}", flush=True)
 
 
 def predicted_from(weights: Path, infos: Path, tokens: list[str]) -> dict[str, str]:

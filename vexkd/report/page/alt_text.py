@@ -85,11 +85,11 @@ def _outcomes(run: object, counts: dict[str, int]) -> str:
 
 
 def _maps(frame: pd.DataFrame) -> str:
-    found = [
+    parts = [
         f"{name.replace('_', ' ')} " + ("nowhere" if pd.isna(iou) else f"{iou:.0f} %")
         for name, iou in zip(frame["class"], frame["iou_percent"], strict=True)
     ]
-    return f"IoU on this sample: {', '.join(found)}."
+    return f"IoU on this sample: {', '.join(parts)}."
 
 
 def _energy(frame: pd.DataFrame) -> str:
