@@ -19,7 +19,7 @@ from vexkd.models import bev_model
 from vexkd.ops.sparse_conv import SparseBatchNorm
 from vexkd.settings import Params, parse
 from vexkd.train import checkpoint, processes, session, tasks
-from vexkd.train.loop import NonFiniteError, Pace, Trainer, write_curve
+from vexkd.train.loop import NonFiniteError, RuntimeOptions, Trainer, write_curve
 from vexkd.train.seeding import seed_everything
 
 # name -> run, synchronised BatchNorm (else BatchNorm is kept in evaluation mode), micro-batches of one process
@@ -90,7 +90,7 @@ def make_trainer(case: str, town: Path, out: Path, *, whole: bool = False) -> Tr
         run=run,
         seed=0,
         state=out / f"{case}.state",
-        pace=Pace(accumulate=1 if whole else accumulate),
+        runtime=RuntimeOptions(accumulate=1 if whole else accumulate),
         accelerator=processes.start_accelerator(run.train.precision, "cpu"),
     ).prepare()
 
@@ -158,7 +158,8 @@ def undisturbed(town: Path, out: Path) -> None:
     session.train(
         settings(epochs=4, dropout=0.3).run("centerpoint-det-vexkd"),
         root=town / "data", infos=town / "infos", out=out / "undisturbed", seed=0, paste=None,
-        start=None, teacher=town / "fusion-det.safetensors", scratch=out / "scratch", threads=1, pace=Pace(), device="cpu",
+        start=None, teacher=town / "fusion-det.safetensors", scratch=out / "scratch", threads=1, runtime=RuntimeOptions(),
+        device="cpu",
     )  # fmt: skip
 
 

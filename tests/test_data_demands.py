@@ -224,7 +224,7 @@ def test_an_official_split_written_out_is_no_fault(root):
 
 def test_train_refuses_before_the_first_step(root, asked, tmp_path, capsys):
     from vexkd.train import session
-    from vexkd.train.loop import Pace
+    from vexkd.train.loop import RuntimeOptions
 
     run = asked(data={"sweeps": 9})
     change(root, "sample_data", prev="")
@@ -241,7 +241,7 @@ def test_train_refuses_before_the_first_step(root, asked, tmp_path, capsys):
             teacher=None,
             scratch=tmp_path / "scratch",
             threads=1,
-            pace=Pace(1, 0, 5.0, None),
+            runtime=RuntimeOptions(1, 0, 5.0, None),
             device="cpu",
         )
     assert not (tmp_path / "out" / "weights.safetensors").exists()

@@ -30,7 +30,7 @@ from vexkd.errors import InputError
 from vexkd.train import checkpoint, processes, session
 from vexkd.train.launch import job_status, reason
 from vexkd.train.lock import Lock
-from vexkd.train.loop import Pace
+from vexkd.train.loop import RuntimeOptions
 from vexkd.train.predict import scene_batches
 
 HERE = Path(__file__).parent
@@ -246,11 +246,11 @@ def test_nothing_runs_on_when_the_launcher_was_killed(town, tmp_path):
     assert len(list(tmp_path.glob("scratch/*/*/state.safetensors"))) == 1
 
 
-def train_alone(town, out, pace=None, scratch="scratch"):
+def train_alone(town, out, runtime=None, scratch="scratch"):
     session.train(
         parallel.settings(epochs=4, dropout=0.3).run("centerpoint-det-vexkd"),
         root=town / "data", infos=town / "infos", out=out / "model", seed=0, paste=None,
-        start=None, teacher=town / "fusion-det.safetensors", scratch=out / scratch, threads=1, pace=pace or Pace(),
+        start=None, teacher=town / "fusion-det.safetensors", scratch=out / scratch, threads=1, runtime=runtime or RuntimeOptions(),
         device="cpu",
     )  # fmt: skip
     return out / "model/weights.safetensors"
@@ -298,7 +298,7 @@ def test_what_is_not_whole_is_not_finished(alone, tmp_path):
 def test_the_state_of_two_processes_resumes_on_one_and_says_so(pair, town, tmp_path, capsys):
     """The rows of the curve up to there stay; order, batches and schedule go on as they were."""
     with pytest.raises(SystemExit) as stop:
-        train_alone(town, tmp_path, Pace(max_seconds=0.0))
+        train_alone(town, tmp_path, RuntimeOptions(max_seconds=0.0))
     assert stop.value.code == 75
     (state,) = tmp_path.glob("scratch/*/*/state.safetensors")
     pretend_two(state)
@@ -312,7 +312,7 @@ def test_the_state_of_two_processes_resumes_on_one_and_says_so(pair, town, tmp_p
 
 def test_a_state_saved_under_the_key_of_version_0_1_is_resumed(alone, town, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        train_alone(town, tmp_path, Pace(max_seconds=0.0))
+        train_alone(town, tmp_path, RuntimeOptions(max_seconds=0.0))
     (state,) = tmp_path.glob("scratch/*/*/state.safetensors")
     run = parallel.settings(epochs=4, dropout=0.3).run("centerpoint-det-vexkd")
     values = run.training()
@@ -349,7 +349,7 @@ def test_a_full_disk_leaves_the_last_state_and_the_rerun_is_exact(alone, town, t
 
     monkeypatch.setattr(provenance.os, "fsync", full)
     with pytest.raises(InputError, match=r"state.safetensors: cannot be written \(No space left on device\)"):
-        train_alone(town, tmp_path, Pace(checkpoint_minutes=0.0))
+        train_alone(town, tmp_path, RuntimeOptions(checkpoint_minutes=0.0))
     monkeypatch.undo()
     (folder,) = tmp_path.glob("scratch/*/*")
     assert sorted(path.name for path in folder.iterdir()) == ["attempts.json", "state.safetensors"]
@@ -376,7 +376,7 @@ def test_a_really_full_disk(alone, town, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with pytest.raises(SystemExit):
-        train_alone(town, tmp_path, Pace(max_seconds=0.0), scratch="probe")
+        train_alone(town, tmp_path, RuntimeOptions(max_seconds=0.0), scratch="probe")
     (probe,) = tmp_path.glob("probe/*/*/state.safetensors")
     size = int(probe.stat().st_size * 1.5)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(scratch)]
@@ -384,7 +384,7 @@ def test_a_really_full_disk(alone, town, tmp_path):
         pytest.skip("no right to mount a file system")
     try:
         with pytest.raises(InputError, match=r"state.safetensors: cannot be written \(.*[Nn]o space left"):
-            train_alone(town, tmp_path, Pace(checkpoint_minutes=0.0))
+            train_alone(town, tmp_path, RuntimeOptions(checkpoint_minutes=0.0))
         (state,) = scratch.glob("*/*/state.safetensors")
         assert json.loads(position_of(state))["step"] == 1
         subprocess.run(["mount", "-o", f"remount,size={3 * size}", str(scratch)], check=True)
@@ -395,7 +395,7 @@ def test_a_really_full_disk(alone, town, tmp_path):
 
 def test_a_second_training_of_the_same_run_is_refused(town, tmp_path):
     with pytest.raises(SystemExit):
-        train_alone(town, tmp_path, Pace(max_seconds=0.0))
+        train_alone(town, tmp_path, RuntimeOptions(max_seconds=0.0))
     (folder,) = tmp_path.glob("scratch/*/*")
     lock = Lock(folder / "lock")
     lock.acquire()

@@ -17,7 +17,7 @@ from vexkd.errors import InputError
 from vexkd.models import bev_model
 from vexkd.settings import Schedule, from_values, parse
 from vexkd.train import checkpoint, optim, session
-from vexkd.train.loop import NonFiniteError, Pace, Trainer
+from vexkd.train.loop import NonFiniteError, RuntimeOptions, Trainer
 from vexkd.train.predict import attribute, submission
 from vexkd.train.processes import start_accelerator
 
@@ -45,7 +45,7 @@ def desk(town, tmp_path):
     """A folder with the runs' settings at test size, and what to train them with."""
     params = parse(tiny_settings())
 
-    def train(name, out="models", pace=None, changes=None, **weights):
+    def train(name, out="models", runtime=None, changes=None, **weights):
         run = params.run(name)
         run = from_values({**run.training(), **(changes or {})}, run.after_training(), name)
         arguments = {"start": None, "teacher": None, "paste": None, **weights}
@@ -53,7 +53,7 @@ def desk(town, tmp_path):
             arguments["paste"] = town / "paste"
         session.train(
             run, root=town / "data", infos=town / "infos", out=tmp_path / out / name / "seed0", seed=0,
-            scratch=tmp_path / "scratch", threads=1, pace=pace or Pace(), device="cpu", **arguments,
+            scratch=tmp_path / "scratch", threads=1, runtime=runtime or RuntimeOptions(), device="cpu", **arguments,
         )  # fmt: skip
         return tmp_path / out / name / "seed0/weights.safetensors"
 
@@ -181,7 +181,7 @@ def test_accumulated_parts_equal_the_whole_batch(desk, town):
     run = parse(values).run("centerpoint-det")
     found = []
     for accumulate in (1, 2):
-        trainer = make_trainer(run, town, desk.path / f"state{accumulate}", Pace(accumulate=accumulate))
+        trainer = make_trainer(run, town, desk.path / f"state{accumulate}", RuntimeOptions(accumulate=accumulate))
         trainer.task.eval()
         row = trainer._step(next(trainer._epoch(0)))
         found.append((row["loss"], row["gradient"]))
@@ -208,7 +208,7 @@ def test_a_teacher_and_its_student_train_in_half_precision(town, tmp_path):
         assert all(math.isfinite(value) for value in row.values())
 
 
-def make_trainer(run, town, state, pace=None, start=None, teacher=None):
+def make_trainer(run, town, state, runtime=None, start=None, teacher=None):
     from vexkd.data.infos import load
     from vexkd.train import tasks
     from vexkd.train.seeding import seed_everything
@@ -220,7 +220,13 @@ def make_trainer(run, town, state, pace=None, start=None, teacher=None):
     dataset = tasks.training_set(run, images, root=town / "data", infos=load(town / "infos"), paste=paste, seed=0)
     accelerator = start_accelerator(run.train.precision, "cpu")
     return Trainer(
-        task=task, dataset=dataset, run=run, seed=0, state=state, pace=pace or Pace(), accelerator=accelerator
+        task=task,
+        dataset=dataset,
+        run=run,
+        seed=0,
+        state=state,
+        runtime=runtime or RuntimeOptions(),
+        accelerator=accelerator,
     ).prepare()
 
 

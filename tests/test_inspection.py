@@ -27,7 +27,7 @@ from vexkd.models import bev_model
 from vexkd.report.figures import inside_distillation
 from vexkd.settings import Run, from_values
 from vexkd.train import checkpoint, session, tasks
-from vexkd.train.loop import Pace
+from vexkd.train.loop import RuntimeOptions
 
 RUN, STUDENT, TEACHER = "centerpoint-det-vexkd", "centerpoint-det", "fusion-det"
 RECORD = {"seed": 0}
@@ -128,7 +128,7 @@ def test_a_training_leaves_its_masks_beside_the_weights(settings, town, tmp_path
     out = tmp_path / "models" / RUN / "seed0"
     arguments = {
         "root": town / "data", "infos": town / "infos", "out": out, "seed": 0, "paste": None, "start": None, "threads": 1,
-        "teacher": Experiment(tmp_path).training(TEACHER, 0).weights, "scratch": tmp_path / "scratch", "pace": Pace(),
+        "teacher": Experiment(tmp_path).training(TEACHER, 0).weights, "scratch": tmp_path / "scratch", "runtime": RuntimeOptions(),
         "device": "cpu",
     }  # fmt: skip
     session.train(run, **arguments)

@@ -56,7 +56,7 @@ def predictions(keyframe, infos, tmp_path_factory) -> Path:
     """What the small CenterPoint predicts for the one frame it was trained on, as a submission file."""
     from vexkd.models import sparse_encoder
     from vexkd.train import session
-    from vexkd.train.loop import Pace
+    from vexkd.train.loop import RuntimeOptions
 
     folder = tmp_path_factory.mktemp("learnt")
     run = small_settings().run("centerpoint-det")
@@ -65,7 +65,7 @@ def predictions(keyframe, infos, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         # The published momentum makes running statistics an average over hundreds of steps; here there are too few.
         patch.setitem(sparse_encoder.BATCH_NORM, "momentum", 0.1)
-        session.train(run, out=folder, seed=0, scratch=folder / "scratch", pace=Pace(), **shared, **none)
+        session.train(run, out=folder, seed=0, scratch=folder / "scratch", runtime=RuntimeOptions(), **shared, **none)
     session.predict(
         folder / "weights.safetensors", out=folder / "predictions.json", expected=run, batch=1, workers=0, **shared
     )  # fmt: skip

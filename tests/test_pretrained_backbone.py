@@ -194,7 +194,7 @@ def test_a_training_records_the_file_and_asks_for_it_first(town, tmp_path):
     """From files to files; without the file it ends before anything is read."""
     from accelerate.state import AcceleratorState
 
-    from vexkd.train.loop import Pace
+    from vexkd.train.loop import RuntimeOptions
 
     AcceleratorState._reset_state(reset_partial_state=True)
     known = settings(SWIN, file=tmp_path / "model.safetensors")
@@ -202,7 +202,7 @@ def test_a_training_records_the_file_and_asks_for_it_first(town, tmp_path):
     run = run.model_copy(update={"train": run.train.model_copy(update={"epochs": 1, "batch": 2})})
     out = tmp_path / "out"
     files = {"infos": town / "infos", "paste": None, "start": None, "teacher": None}
-    how = {"scratch": tmp_path / "scratch", "threads": 1, "pace": Pace(), "device": "cpu"}
+    how = {"scratch": tmp_path / "scratch", "threads": 1, "runtime": RuntimeOptions(), "device": "cpu"}
 
     def train():
         session.train(run, root=town / "data", out=out, seed=0, **files, **how)

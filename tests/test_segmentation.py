@@ -28,7 +28,7 @@ from vexkd.evaluate.segmentation import THRESHOLDS
 from vexkd.experiment import HERE, Experiment
 from vexkd.models import bev_model
 from vexkd.train import checkpoint, predict, session, tasks
-from vexkd.train.loop import Pace
+from vexkd.train.loop import RuntimeOptions
 
 SEGMENTERS = ("fusion-seg", "centerpoint-seg", "centerpoint-seg-vexkd")
 
@@ -192,7 +192,7 @@ def test_the_chain_of_segmenters(desk, tmp_path):
         session.train(
             desk.settings.run(name), root=desk.town / "data", infos=desk.town / "infos",
             out=tmp_path / name, seed=0, paste=None, maps=desk.folder / "artifacts/maps", scratch=tmp_path / "scratch",
-            threads=1, pace=Pace(), device="cpu", **{"start": None, "teacher": None, **weights},
+            threads=1, runtime=RuntimeOptions(), device="cpu", **{"start": None, "teacher": None, **weights},
         )  # fmt: skip
         return tmp_path / name / "weights.safetensors"
 

@@ -100,7 +100,7 @@ def train(values: dict[str, Any]) -> None:
     import time
 
     from vexkd.train import session
-    from vexkd.train.loop import Pace
+    from vexkd.train.loop import RuntimeOptions
 
     base, place = Path(values["folder"]), values["place"]
     given = {"root": base / "town", "infos": base / "infos", "threads": values["threads"]}
@@ -115,7 +115,7 @@ def train(values: dict[str, Any]) -> None:
         start=None,
         teacher=None,
         scratch=base / f"scratch-{place}",
-        pace=Pace(),
+        runtime=RuntimeOptions(),
     )
     trained = time.perf_counter()
     weights, predictions = base / place / "weights.safetensors", base / place / "predictions.json"

@@ -63,7 +63,7 @@ def train(
 ) -> None:
     """Train one run with one seed. Started again after a stop, it goes on where it was."""
     from vexkd.train import session
-    from vexkd.train.loop import Pace
+    from vexkd.train.loop import RuntimeOptions
 
     row = experiment.params.run(run)
     session.train(
@@ -79,7 +79,7 @@ def train(
         teacher=teacher or (experiment.training(row.teacher, seed).weights if row.teacher else None),
         scratch=experiment.scratch,
         threads=threads,
-        pace=Pace(accumulate, workers, checkpoint_minutes, max_seconds),
+        runtime=RuntimeOptions(accumulate, workers, checkpoint_minutes, max_seconds),
         keep=experiment.finished if experiment.is_job else None,
         device=device,
     )

@@ -77,7 +77,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Pace:
+class RuntimeOptions:
     """What has no influence on the result: parts a batch is computed in, loader processes, saving and stopping."""
 
     accumulate: int = 1
@@ -102,12 +102,12 @@ class Trainer:
         run: Run,
         seed: int,
         state: Path,
-        pace: Pace,
+        runtime: RuntimeOptions,
         accelerator: Accelerator,
         stop: StopRequest | None = None,
         lock: Lock | None = None,
     ) -> None:
-        self.settings, self.seed, self.dataset, self.pace, self.state = run, seed, dataset, pace, state
+        self.settings, self.seed, self.dataset, self.runtime, self.state = run, seed, dataset, runtime, state
         self.accelerator, self.stop, self.lock = accelerator, stop or StopRequest(), lock
         self.task = task
         self.position = Position()
@@ -147,7 +147,7 @@ class Trainer:
                 self.position.step += 1
                 self.position.seconds = before + time.monotonic() - started
                 self._log(row, progress)
-                due = time.monotonic() - saved > 60 * self.pace.checkpoint_minutes
+                due = time.monotonic() - saved > 60 * self.runtime.checkpoint_minutes
                 stop, save = processes.anywhere(
                     self.accelerator,
                     self._should_stop(),
@@ -169,11 +169,11 @@ class Trainer:
         """The rest of an epoch, as the lists of micro-batches of each optimiser step."""
         sampler = self._sampler(epoch)
         sampler.start_step = self.position.step % self.steps_per_epoch
-        batches: DataLoader = loader(self.dataset, sampler, workers=self.pace.workers)
+        batches: DataLoader = loader(self.dataset, sampler, workers=self.runtime.workers)
         waiting: list[Batch] = []
         for batch in batches:
             waiting.append(batch.to(self.accelerator.device))
-            if len(waiting) == self.pace.accumulate:
+            if len(waiting) == self.runtime.accumulate:
                 yield waiting
                 waiting = []
 
@@ -187,7 +187,7 @@ class Trainer:
             batch=self.settings.train.batch,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
-            accumulate=self.pace.accumulate,
+            accumulate=self.runtime.accumulate,
         )
 
     def _step(self, batches: list[Batch]) -> dict[str, float]:
@@ -268,7 +268,7 @@ class Trainer:
 
     def _should_stop(self) -> bool:
         """Whether this process wants the run to stop here; all stop if one does. The deadline counts from its start."""
-        late = self.pace.max_seconds is not None and time.monotonic() - self.stop.began > self.pace.max_seconds
+        late = self.runtime.max_seconds is not None and time.monotonic() - self.stop.began > self.runtime.max_seconds
         return (self.stop.asked or late) and self.position.step < self.total
 
     def _save(self) -> None:

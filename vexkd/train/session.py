@@ -27,7 +27,7 @@ from vexkd.settings import Run
 from vexkd.train import attempts, checkpoint, environment, finished, processes, tasks
 from vexkd.train import predict as prediction
 from vexkd.train.lock import Lock
-from vexkd.train.loop import NonFiniteError, Pace, Stopped, Trainer, peak_memory, write_curve
+from vexkd.train.loop import NonFiniteError, RuntimeOptions, Stopped, Trainer, peak_memory, write_curve
 from vexkd.train.processes import LOST, STOPPED, StopRequest
 from vexkd.train.seeding import seed_everything
 
@@ -46,7 +46,7 @@ def train(
     teacher: Path | None,
     scratch: Path,
     threads: int | None,
-    pace: Pace,
+    runtime: RuntimeOptions,
     device: str | None,
     maps: Path | None = None,
     keep: Path | None = None,
@@ -82,7 +82,7 @@ def train(
         try:
             processes.on_main(accelerator, lambda: _take_over(folder, run, inputs, seed))
             processes.on_main(accelerator, lambda: attempts.begin(folder))
-            trainer = _fit(run, seed, sources, folder, lock, pace=pace, accelerator=accelerator, stop=stop)
+            trainer = _fit(run, seed, sources, folder, lock, runtime=runtime, accelerator=accelerator, stop=stop)
             history = attempts.of(folder) if accelerator.is_main_process else []
             processes.on_main(accelerator, lambda: _write_result(out, trainer, run, seed, inputs, history))
             if accelerator.is_main_process:
@@ -115,7 +115,7 @@ def _fit(
     folder: Path,
     lock: Lock,
     *,
-    pace: Pace,
+    runtime: RuntimeOptions,
     accelerator: Accelerator,
     stop: StopRequest,
 ) -> Trainer:
@@ -142,7 +142,7 @@ def _fit(
         run=run,
         seed=seed,
         state=folder / STATE,
-        pace=pace,
+        runtime=runtime,
         accelerator=accelerator,
         stop=stop,
         lock=lock if main else None,
