@@ -79,8 +79,6 @@ def unknown_commands(text: str) -> list[str]:
     for call in re.findall(r"(?:`|^)vexkd ([a-z][^`\n#]*)", text, re.MULTILINE):
         words = call.split()
         command = verbs.get(words[0])
-        if words[0] == "figure" and len(words) > 1:
-            command = command.commands.get(words[1])
         known = {name for parameter in command.params for name in parameter.opts} if command is not None else set()
         found += [f"vexkd {call}"] if command is None else []
         found += [f"vexkd {call}: {word}" for word in words if re.fullmatch("--[a-z-]+", word) and word not in known]
