@@ -105,7 +105,7 @@ def doctor(
     """Check every file that the tables name: there, readable, whole. Names all bad ones in one go.
 
     In an experiment these are the files that its runs read, and the manifest of them is written for `vexkd infos`. With
-    --root and --version any data set is checked, all of it unless --splits, --sensors or --skip-unused say otherwise.
+    --root and --version any data set is checked, all of it unless --skip-unused is given. --splits and --sensors narrow both.
     """
     from vexkd import needs, provenance, seal, settings
     from vexkd.data import doctor as module
@@ -115,7 +115,7 @@ def doctor(
         runs = list(experiment.params.runs.values())
         needed = needs.submission_files(runs) if test else needs.needed_files(runs)
         version = TEST_VERSION if test else experiment.version
-        coverage = module.Coverage(tuple(needed[0]), tuple(needed[1]), False)
+        coverage = module.Coverage(_listed(splits) or tuple(needed[0]), _sensors(sensors) or tuple(needed[1]), False)
         root, manifest = experiment.root, manifest or (experiment.test_manifest if test else experiment.manifest)
     elif root is None or version is None:
         raise InputError("name both --root and --version, or neither in the folder of an experiment.")
