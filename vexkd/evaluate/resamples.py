@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DRAWS = 1000
 SEED = 20241210  # of the generator that draws the scenes; the same for every run
 FILE = "resamples.json"
+_DRAWS_TOGETHER = 16  # for speed alone
 
 
 def draws(scenes: int, count: int = DRAWS) -> np.ndarray:
@@ -125,29 +126,106 @@ def _of_class(name: str, each: Matches, counts: np.ndarray, settings: Any) -> tu
 
 
 def _steps(each: Matches, counts: np.ndarray, positives: np.ndarray) -> list[_Steps]:
-    """The recalls among the hits of each threshold: for each draw, running sums of weights and a bisection."""
-    found = []
-    for hit in each.hit:
-        row = np.flatnonzero(hit)
+    """The recalls among the hits of each threshold, in every draw."""
+    detections = _Copies(each.scene, counts)
+    steps = []
+    for t, hits in enumerate(each.hit):
+        row = np.flatnonzero(hits)
         total = counts @ np.bincount(each.scene[row], minlength=counts.shape[1])
         reached = _reached(positives, total)
-        found.append(_Steps(row, total, reached, *np.zeros((3, *reached.shape), dtype=np.int64)))
-    weights = counts.astype(np.int32)
-    for r, scene_weight in enumerate(weights):
-        weight = scene_weight[each.scene]
-        seen = np.cumsum(weight)
-        for t, steps in enumerate(found):
-            if not steps.total[r]:
-                continue
-            own = weight[steps.row]
-            sums = np.cumsum(own)
-            hit = np.searchsorted(sums, np.minimum(steps.reached[r], steps.total[r] - 1), side="right")
-            row = steps.row[hit]
-            steps.hit[r] = hit
-            steps.place[r] = seen[row] - weight[row] + steps.reached[r] - (sums[hit] - own[hit])
+        hit, place, before = np.zeros((3, *reached.shape), dtype=np.int64)
+        if len(row):
+            hit, copies = _Copies(each.scene[row], counts).beyond(np.minimum(reached, total[:, None] - 1))
+            place = detections.before(row[hit]) + reached - copies
             if t == each.strict:
-                steps.before[r] = np.searchsorted(seen, np.minimum(steps.place[r], seen[-1]) - 1, side="right")
-    return found
+                before, _ = detections.beyond(np.minimum(place, detections.ends[:, -1:]) - 1)
+            hit, place, before = (np.where(total[:, None] > 0, found, 0) for found in (hit, place, before))
+        steps.append(_Steps(row, total, reached, hit, place, before))
+    return steps
+
+
+class _Copies:
+    """Items in a fixed order, each standing in a draw as often as its scene was drawn: running sums of these copies.
+
+    Sums are kept at the ends of blocks, for all draws in one product of matrices; within a block they are made when asked
+    for. scene (N,): of each item. counts (R, S).
+    """
+
+    def __init__(self, scene: np.ndarray, counts: np.ndarray) -> None:
+        draws, scenes = counts.shape
+        self._size = 2 ** int(np.clip(np.log2(max(len(scene), 1) / 500), 1, 5))  # of a block: few large ones pay
+        number = max(1, -(-len(scene) // self._size))
+        block = np.arange(len(scene)) // self._size
+        held = np.bincount(block * scenes + scene, minlength=number * scenes).reshape(number, scenes)
+        self.ends = np.cumsum((counts.astype(float) @ held.T.astype(float)).astype(np.int64), axis=1)  # R blocks
+        self._weights = np.concatenate([counts, np.zeros((draws, 1), counts.dtype)], axis=1).astype(np.int32)
+        self._scene = np.full(number * self._size, scenes)  # the last, of weight 0, fills up the last block
+        self._scene[: len(scene)] = scene
+        self._last = max(len(scene) - 1, 0)
+        self._scene = self._scene.reshape(number, self._size)
+
+    def beyond(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first item at which the copies up to it are more than a value (R, Q), else the last; and the copies before it."""
+        apart = np.arange(len(values))[:, None] * (self.ends[:, -1].max() + 2)
+        place = np.searchsorted((self.ends + apart).ravel(), np.maximum(values, -1) + apart, side="right")
+        block = np.minimum(place - np.arange(len(values))[:, None] * self.ends.shape[1], self.ends.shape[1] - 1)
+        item, copies = np.empty((2, *values.shape), dtype=np.int64)
+        for part in self._parts():
+            start = self._start(block, part)
+            sums = np.cumsum(self._of_blocks(block, part), axis=2)
+            offset = (sums + start[..., None] <= values[part][..., None]).sum(axis=2)
+            inside = np.take_along_axis(sums, np.maximum(offset - 1, 0)[..., None], axis=2)[..., 0]
+            item[part] = np.minimum(block[part] * self._size + offset, self._last)
+            copies[part] = start + np.where(offset > 0, inside, 0)
+        return item, copies
+
+    def before(self, item: np.ndarray) -> np.ndarray:
+        """How many copies come before an item: (R, Q)."""
+        block, offset = self._place(item)
+        copies = np.empty(item.shape, dtype=np.int64)
+        for part in self._parts():
+            earlier = np.arange(self._size) < offset[part][..., None]
+            copies[part] = self._start(block, part) + (self._of_blocks(block, part) * earlier).sum(axis=2)
+        return copies
+
+    def sums(self, values: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Sums of values (K, N), one of each copy, over the copies before an item: (K, R, Q)."""
+        block, offset = self._place(item)
+        scenes = self._weights.shape[1]
+        at = (np.arange(len(self._scene))[:, None] * scenes + self._scene).ravel()
+        padded = np.zeros((len(values), self._scene.size))
+        padded[:, : values.shape[1]] = values
+        weights = self._weights.astype(float)
+        held = [np.bincount(at, each, len(self._scene) * scenes).reshape(-1, scenes) for each in padded]
+        ends = [np.cumsum(weights @ each.T, axis=1) for each in held]
+        padded = padded.reshape(len(values), *self._scene.shape)
+        sums = np.empty((len(values), *item.shape))
+        for part in self._parts():
+            counted = self._of_blocks(block, part) * (np.arange(self._size) < offset[part][..., None])
+            for k in range(len(values)):
+                start = np.take_along_axis(ends[k][part], np.maximum(block[part] - 1, 0), axis=1)
+                inside = np.einsum("rqb,rqb->rq", counted, padded[k][block[part]])
+                sums[k, part] = np.where(block[part] > 0, start, 0.0) + inside
+        return sums
+
+    def _place(self, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The block of an item, which may be one past the end, and its place in it."""
+        block = np.minimum(item // self._size, self.ends.shape[1] - 1)
+        return block, item - block * self._size
+
+    def _parts(self) -> list[slice]:
+        """Draws a few at a time, so that their blocks stay in the processor's cache."""
+        return [slice(start, start + _DRAWS_TOGETHER) for start in range(0, len(self.ends), _DRAWS_TOGETHER)]
+
+    def _start(self, block: np.ndarray, part: slice) -> np.ndarray:
+        """The copies before these blocks of some draws."""
+        ends = np.take_along_axis(self.ends[part], np.maximum(block[part] - 1, 0), axis=1)
+        return np.where(block[part] > 0, ends, 0)
+
+    def _of_blocks(self, block: np.ndarray, part: slice) -> np.ndarray:
+        """The copies of each item of these blocks of some draws: (part, Q, items)."""
+        draw = np.arange(len(self.ends))[part][:, None, None]
+        return self._weights[draw, self._scene[block[part]]]
 
 
 def _reached(positives: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -206,54 +284,39 @@ def _mean_errors(
 
     row (M,): the hits' places among the detections.
     """
-    score = each.score[row]
-    known = ~np.isnan(each.errors)
-    values = np.where(known, each.errors, 0.0)
-    above = np.searchsorted(-score, -confidence, side="left")  # hits of which no copy counts yet, (R, Q)
+    curves = _error_curves(each, row, confidence, counts)
     first_recall = round(100 * settings.min_recall) + 1
-    numbers = np.arange(len(RECALLS))
-    end = np.where(confidence != 0, numbers, 0).max(axis=1)
+    end = np.where(confidence != 0, np.arange(len(RECALLS)), 0).max(axis=1)
     errors = np.ones((len(TP_ERRORS), len(counts)))
     for r in np.flatnonzero(end >= first_recall):
-        recalls = slice(first_recall, int(end[r]) + 1)
-        weight = counts[r, each.scene[row]]
-        curve = _error_curve(score, values, known, weight, confidence[r, recalls], above[r, recalls])
-        errors[:, r] = curve.mean(axis=1)
+        errors[:, r] = curves[:, r, first_recall : end[r] + 1].mean(axis=1)
     return errors
 
 
-def _error_curve(
-    score: np.ndarray,
-    values: np.ndarray,
-    known: np.ndarray,
-    weight: np.ndarray,
-    confidence: np.ndarray,
-    above: np.ndarray,
-) -> np.ndarray:
-    """The running means of the errors of one draw, read off at confidences (Q,): (E, Q).
-
-    score (M,), values and known (E, M): of the hits; weight (M,): how often each stands there; above (Q,): how many have
-    higher scores than each confidence.
-    """
-    copies = _running(weight)
-    sums = _running(values * weight)
-    number = _running(known * weight) if not known.all() else np.broadcast_to(copies, sums.shape)
-    surer = copies[above]
-    some = surer < copies[-1]
-    first = np.searchsorted(copies[1:], np.minimum(surer, copies[-1] - 1), side="right")  # the first not above
-    last = np.searchsorted(copies[1:], np.maximum(surer - 1, 0), side="right")  # the last above
-    with_first = _mean(sums[:, first] + values[:, first], number[:, first] + known[:, first])
-    curve = _between(confidence, score[first], with_first, score[last], _mean(sums[:, first], number[:, first]))
-    curve = np.where(surer == 0, with_first, curve)
-    curve = np.where(some, curve, _mean(sums[:, -1:], number[:, -1:]))
-    return np.where(number[:, -1:] == 0, 1.0, curve)  # nothing is known
-
-
-def _running(values: np.ndarray) -> np.ndarray:
-    """Sums along the last axis up to each place, without it: (..., N) -> (..., N + 1)."""
-    sums = np.zeros((*values.shape[:-1], values.shape[-1] + 1), dtype=values.dtype)
-    np.cumsum(values, axis=-1, out=sums[..., 1:])
-    return sums
+def _error_curves(each: Matches, row: np.ndarray, confidence: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The running means of the errors of every draw, read off at its confidences: (E, R, Q)."""
+    score, known = each.score[row], ~np.isnan(each.errors)
+    values = np.where(known, each.errors, 0.0)
+    hits = _Copies(each.scene[row], counts)
+    total = hits.ends[:, -1:]
+    surer = hits.before(np.searchsorted(-score, -confidence, side="left"))  # copies with higher scores
+    first, copies = hits.beyond(np.minimum(surer, total - 1))  # the first not above, and what stands before it
+    last, _ = hits.beyond(np.maximum(surer - 1, 0))  # the last above
+    every = np.arange(len(counts))[:, None]
+    partly = [e for e in range(len(values)) if not known[e].all()]
+    both = hits.sums(np.concatenate([values, known[partly]]), first)
+    numbers = {e: both[len(values) + i] for i, e in enumerate(partly)}
+    curves = np.empty((len(values), *confidence.shape))
+    for e in range(len(values)):
+        sums, number = both[e], numbers.get(e, copies)
+        whole = counts @ np.bincount(each.scene[row], values[e], counts.shape[1])
+        whole_number = counts @ np.bincount(each.scene[row], known[e], counts.shape[1])
+        with_first = _mean(sums + values[e, first], number + known[e, first])
+        curve = _between(confidence, score[first], with_first, score[last], _mean(sums, number))
+        curve = np.where(surer == 0, with_first, curve)
+        curve = np.where(surer < total, curve, _mean(whole, whole_number)[every])
+        curves[e] = np.where(whole_number[every] == 0, 1.0, curve)  # nothing is known
+    return curves
 
 
 def _mean(total: np.ndarray, number: np.ndarray) -> np.ndarray:
