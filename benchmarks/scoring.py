@@ -74,7 +74,7 @@ def arrays(root: Path, split: str, predictions: Path) -> dict[str, Any]:
 def in_child(which: str, root: Path, split: str, predictions: Path) -> dict[str, Any]:
     """What a child process found, with its seconds and peak memory in GB."""
     arguments = [sys.executable, __file__, "--child", which, str(root), split, str(predictions)]
-    found: dict[str, Any] = json.loads(subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    found: dict[str, Any] = json.loads(subprocess.run(arguments, check=True, stdout=subprocess.PIPE).stdout)
     return found
 
 
@@ -176,7 +176,7 @@ def some_samples(root: Path, count: int, folder: Path) -> Path:
             chosen.append(scene["name"])
             count -= scene["nbr_samples"]
     (folder / VERSION / "splits.json").unlink(missing_ok=True)
-    (folder / VERSION / "splits.json").write_text(json.dumps({"some": chosen}))
+    (folder / VERSION / "splits.json").write_text(json.dumps({"some": chosen}), encoding="utf-8")
     return folder
 
 

@@ -34,8 +34,8 @@ def _without_encoding(path: Path) -> Iterator[str]:
 def _is_text(name: str, owner: str, arguments: list[ast.expr], given: dict[str | None, ast.expr]) -> bool:
     if name in ("read_text", "write_text"):
         return owner not in ("", "provenance")
-    if (name, owner) == ("open", "os"):
-        return False  # a file descriptor: bytes
+    if (name, owner) in (("open", "os"), ("open", "archive")):
+        return False  # a file descriptor or a zip's entry: bytes
     if name in ("open", "fdopen") and owner not in ("Image", "webbrowser"):
         position = 0 if owner and owner not in ("io", "os", "gzip") else 1
         mode = given.get("mode") or (arguments[position] if len(arguments) > position else ast.Constant("r"))

@@ -28,7 +28,8 @@ class Terminal:
         self.process, self.keyboard = pty.fork()
         if self.process == 0:
             os.chdir(folder)
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the one that runs the tests ignores
+            for number in (signal.SIGINT, signal.SIGHUP):  # whatever the one that runs the tests ignores
+                signal.signal(number, signal.SIG_DFL)
             os.environ["OMP_NUM_THREADS"] = "1"
             os.execv(COMMAND[0], COMMAND)
         threading.Thread(target=self._listen, daemon=True).start()
