@@ -150,7 +150,9 @@ def test_progress_is_the_main_processs(pair):
 def start(town, out, *options):
     """`vexkd train` on two processes; the run draws dropout in each."""
     raw = {**parallel.settings(epochs=4, dropout=0.3).raw, "root": str(town / "data")}
-    raw["teachers"]["fusion-det"]["train"]["epochs"] = parallel.settings().run("fusion-det").train.epochs  # as it was saved
+    raw["teachers"]["fusion-det"]["train"]["epochs"] = (
+        parallel.settings().run("fusion-det").train.epochs
+    )  # as it was saved
     experiment(out, raw, infos=town / "infos")
     command = [
         *LAUNCH, "-m", "vexkd.cli", "train", "centerpoint-det-vexkd", "-C", out, "--out", "model",
