@@ -40,14 +40,14 @@ def run_of(day: Day) -> Run:
 
 def town(day: Day) -> dict[str, Any]:
     """The embedded data set of demo/params.yaml and its infos."""
-    from vexkd.data import infos
+    from vexkd.data import infos_build
     from vexkd.synthetic.tables import synthesize
 
     plan = settings.load(ROOT / "demo/params.yaml").synthetic.model_dump()
     plan = plan | ({"scenes": 2, "samples": 2, "azimuths": 120, "image_size": [32, 18]} if day.tiny else {})
     plan["image_size"] = tuple(plan["image_size"])
     synthesize(folder(day) / "town", **plan, workers=os.cpu_count(), progress=False)
-    counts = infos.build(folder(day) / "town", run_of(day).data.version, folder(day) / "infos", progress=False)
+    counts = infos_build.build(folder(day) / "town", run_of(day).data.version, folder(day) / "infos", progress=False)
     return dict(counts._asdict())
 
 
