@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gpu_day.day import ROOT, Day, Row
 from vexkd import settings
-from vexkd.settings import Run
+from vexkd.settings import Run, from_values
 from vexkd.settings.yaml_text import dump
 
 RUN = "centerpoint-det"
@@ -105,9 +107,11 @@ def train(values: dict[str, Any]) -> None:
     base, place = Path(values["folder"]), values["place"]
     given = {"root": base / "town", "infos": base / "infos", "threads": values["threads"]}
     given["device"] = "cpu" if place == "cpu" else None
+    files = [base / "runs" / RUN / name for name in ("config.yaml", "inference.yaml")]
+    run = from_values(*(yaml.safe_load(file.read_text(encoding="utf-8")) for file in files), RUN)
     began = time.perf_counter()
     session.train(
-        base / "runs" / RUN / "config.yaml",
+        run,
         **given,
         out=base / place,
         seed=0,
@@ -119,7 +123,7 @@ def train(values: dict[str, Any]) -> None:
     )
     trained = time.perf_counter()
     weights, predictions = base / place / "weights.safetensors", base / place / "predictions.json"
-    session.predict(weights, **given, out=predictions, config=None, inference=None, batch=1, workers=0)
+    session.predict(weights, **given, out=predictions, expected=run, batch=1, workers=0)
     times = {"training": trained - began, "prediction": time.perf_counter() - trained}
     (base / place / "times.json").write_text(json.dumps(times), encoding="utf-8")
 
