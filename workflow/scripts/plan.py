@@ -1,6 +1,5 @@
 """What this call of Snakemake makes: its frozen settings, and by content what is stale (vexkd/calls.py, vexkd/content.py)."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,31 +48,12 @@ def _before_planning(workflow: Any, call: Call) -> None:
         except InputError as error:
             raise WorkflowError(str(error)) from None
         workflow.globals["call_locks"] = locks  # held until this process ends
-        if works and execution.lock:
-            _tell_of_dead_lock()
         _tell(call, found)
         prepare(*arguments, **options)
         workflow.dag.forcefiles.update(map(str, found.stale))
         _forget_other_inputs(workflow, {str(path) for path in found.agreed})
 
     workflow._prepare_dag = prepare_with_settings
-
-
-def end_with_terminal(executor: str) -> None:
-    """A terminal that closes ends the call as Ctrl-C does, so that it takes its lock away; jobs queued on a cluster go on."""
-    if executor != "slurm" and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
-
-
-def _tell_of_dead_lock() -> None:
-    """Only one call at a time gets here: a lock of Snakemake's is that of a dead one, or of another workflow in this folder."""
-    if any(Path(".snakemake/locks").glob("*.lock")):
-        print(
-            ".snakemake/locks: a call that was killed has left its lock; if nothing else works in this folder, give the"
-            " command once with --unlock, then again without.",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def _tell(call: Call, found: content.Verdicts) -> None:
