@@ -20,10 +20,10 @@ from typing import IO
 
 from vexkd import content, provenance, seal, settings
 from vexkd.errors import InputError
-from vexkd.experiment import Experiment
+from vexkd.experiment import HERE, Experiment
 from vexkd.settings import Params
 
-FOLDER = Path(".snakemake/calls")
+FOLDER = HERE.calls
 _RUNNING = "running.lock"  # held by the call that works here; holds its name
 _WRITING = "writing.lock"  # held while settings are written
 _HELD = "held.lock"  # in each copy: shared by the calls that hold it
@@ -83,7 +83,7 @@ def freeze(call: Call, *, alone: bool = True) -> list[IO]:
 
 def living(folder: Path | str = ".") -> Path | None:
     """The frozen params.yaml of the call that works in an experiment's folder; None where none lives."""
-    calls = Path(folder) / FOLDER
+    calls = Experiment(Path(folder)).calls
     if not (calls / _RUNNING).is_file():
         return None
     lock = _take(calls / _RUNNING, fcntl.LOCK_SH)
@@ -134,13 +134,11 @@ def _write_settings(params: Params, *, beside: bool) -> None:
 
 def settings_files(params: Params) -> dict[Path, str]:
     """The text of each file of merged settings that rules depend on."""
-    experiment = Experiment()
-    texts = {
-        experiment.shared_settings(name): settings.dump(values) for name, values in seal.shared_settings(params).items()
-    }
+    shared = seal.shared_settings(params)
+    texts = {HERE.shared_settings(name): settings.dump(values) for name, values in shared.items()}
     for name, run in params.runs.items():
-        texts[experiment.run(name).config] = settings.dump(run.training())
-        texts[experiment.run(name).inference] = settings.dump(run.after_training())
+        texts[HERE.run(name).config] = settings.dump(run.training())
+        texts[HERE.run(name).inference] = settings.dump(run.after_training())
     return texts
 
 

@@ -151,7 +151,12 @@ class Experiment:
     def settings_file(self) -> Path:
         """params.yaml; in a job of Snakemake the copy that was frozen for it."""
         call = os.environ.get(CALL)
-        return self.folder / ".snakemake" / "calls" / call / "params.yaml" if call else self.folder / "params.yaml"
+        return (self.calls / call if call else self.folder) / "params.yaml"
+
+    @property
+    def calls(self) -> Path:
+        """Folder of the frozen copies, one for each call of Snakemake."""
+        return self.folder / ".snakemake" / "calls"
 
     @property
     def is_job(self) -> bool:

@@ -51,7 +51,7 @@ rule report_page:
         expand(EXPERIMENT.tables / "{table}.md", table=SETTINGS.tables),
         figure_files(sources.figures(SETTINGS)),
         page_sources,
-        settings=page_settings,
+        settings=written(*every_runs_settings()),
     output:
         EXPERIMENT.page,
     log:

@@ -58,8 +58,6 @@ def page_sources(wildcards):
     return files + sources.measured(SETTINGS.runs, SETTINGS)
 
 
-def page_settings(wildcards):
+def every_runs_settings():
     runs = [EXPERIMENT.run(name) for name in SETTINGS.runs]
-    return written(*[file for run in runs for file in (run.config, run.inference)])(
-        wildcards
-    )
+    return [file for run in runs for file in (run.config, run.inference)]

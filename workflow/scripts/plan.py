@@ -6,7 +6,7 @@ from typing import Any
 
 from snakemake.exceptions import WorkflowError
 
-from vexkd import calls, content, leftovers, products, seal
+from vexkd import calls, content, leftovers, products
 from vexkd.calls import Call
 from vexkd.data import infos_build
 from vexkd.errors import InputError
@@ -88,9 +88,7 @@ def _refuse_the_future(call: Call) -> None:
     """Bring the times of what jobs read to the present, or end here with a sentence where that may not be done."""
     made = [HERE.artifacts, HERE.models, HERE.results]
     town = [Path(call.params.root)] if call.params.synthetic else []
-    backbones = [
-        seal.inputs(run, 0)["backbone"] for run in call.params.runs.values() if "backbone" in seal.inputs(run, 0)
-    ]
+    backbones = [file for run in call.params.runs.values() if (file := HERE.backbone(run))]
     left = content.bring_to_present([*made, *town, *backbones])
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
